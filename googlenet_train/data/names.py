@@ -1,0 +1,56 @@
+"""Many file names in little memory, and which files count as photos."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# The endings that torchvision.datasets.ImageFolder accepts.
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def is_photo(name: str) -> bool:
+    """Whether the ending, in any case, is that of an image file."""
+    return name.lower().endswith(PHOTO_ENDINGS)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is left out: a leading dot, or the leavings of a Mac's archiver."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def printable(name: str) -> str:
+    """A file name as text that any stream can print: bytes that are not UTF-8 become `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """Relative paths with `/` between folders, as one run of bytes instead of a million strings.
+
+    `blob` holds every path followed by a zero byte (which no path can contain); `ends`, int64 of
+    shape (count,), holds the places of the zeros.
+    """
+
+    blob: bytes
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> str:
+        """The i-th path, 0 <= i < len, in the form the operating system takes (`os.fsdecode`)."""
+        start = int(self.ends[i - 1]) + 1 if i else 0
+        return os.fsdecode(self.blob[start : int(self.ends[i])])
+
+
+def pack_names(groups: Iterable[Iterable[str]]) -> Names:
+    """All paths of all groups, in order; one group at a time is held as strings."""
+    blob = bytearray()
+    for group in groups:
+        if joined := "\0".join(group):
+            blob += os.fsencode(joined) + b"\0"
+    ends = np.flatnonzero(np.frombuffer(blob, dtype=np.uint8) == 0).astype(np.int64)
+    return Names(bytes(blob), ends)
