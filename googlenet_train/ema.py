@@ -1,0 +1,43 @@
+"""Polyak averages: a moving average of the weights, which generalises better than the last ones.
+
+Polyak & Juditsky (1992); the paper's section 6 uses it for the final model. An average is a plain
+dictionary of tensors under the network's own names, so `torch.func.functional_call` evaluates it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Average = dict[str, Tensor]
+
+
+def start(live: Mapping[str, Tensor]) -> Average:
+    """A copy of `live` (the network's `state_dict()`), float32 where it is floating."""
+    return {
+        name: tensor.detach().clone().float() if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in live.items()
+    }
+
+
+def decay_after(updates: int, decay: float, every_steps: int = 1) -> float:
+    """The share d that the average keeps at its next update: d = min(decay, (1+t) / (10+t)) ** n.
+
+    t = `updates` made before, n = `every_steps` between them. Without the ramp a short run's
+    average would still be made of its first, random weights.
+    """
+    return float(min(decay, (1 + updates) / (10 + updates)) ** every_steps)
+
+
+@torch.no_grad()
+def update(average: Average, live: Mapping[str, Tensor], d: float) -> None:
+    """average = d average + (1 - d) live, in place; integer tensors (counters) are copied.
+
+    Parameters and BatchNorm statistics alike: statistics belong to the weights they were taken
+    under, so both must be averaged the same way.
+    """
+    floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([average[n] for n in floating], [live[n] for n in floating], 1 - d)
+    for name, tensor in average.items():
+        if not tensor.is_floating_point():
+            tensor.copy_(live[name])
