@@ -1,0 +1,121 @@
+"""What a person is told and shown at the milestones of a run."""
+
+from collections.abc import Mapping
+
+from googlenet_train.data.index import Index
+from googlenet_train.data.loader import Batch, evaluation_batch
+from googlenet_train.errors import ExitCode
+from googlenet_train.evaluate import Setting, probabilities, with_weights
+from googlenet_train.launch import data_summary
+from googlenet_train.pictures import contact_sheet
+from googlenet_train.reporting import duration, say
+from googlenet_train.session import Session, learning_rate_at
+
+SHEET = 40  # photos on a picture
+STEPS_TO_ESTIMATE = 20  # the first steps are slower: memory is still being found
+
+
+def introduce(run: Session) -> None:
+    """One block: on what, with what and for how long this run trains."""
+    config, launch = run.config, run.launch
+    threads, precision = config.device.threads, config.device.precision
+    say(f"device   {run.choice.why}; {precision}, {threads} threads")
+    if run.choice.warning:
+        say(f"warning  {run.choice.warning}")
+    say(f"train    {data_summary(launch.train)}")
+    say(f"val      {data_summary(launch.val)}" if launch.val else "val      none: no evaluation")
+    parameters = sum(p.numel() for p in run.model.parameters())
+    heads = "with" if run.model.aux1 is not None else "without"
+    say(f"network  {parameters:,} parameters {heads} heads, {config.data.image_size} px")
+    say(
+        f"steps    {launch.total_steps:,} = {config.schedule.epochs} epochs x "
+        f"{launch.steps_per_epoch:,}, batch {config.optimizer.batch_size}"
+    )
+    say(f"lr       {config.optimizer.lr:g}, {config.schedule.name}")
+    if launch.resume:
+        now = learning_rate_at(launch, run.step)
+        say(f"resume   at step {run.step:,}; the learning rate goes on from {now:.2g}")
+    run.reporter.text("config", (launch.folder / "config.yaml").read_text())
+
+
+def time_left(run: Session, seconds_per_step: float) -> None:
+    left = (run.launch.total_steps - run.step) * seconds_per_step
+    say(f"time     about {duration(left)} left, evaluation not counted")
+
+
+def status(run: Session, values: Mapping[str, float]) -> None:
+    """The state of training in one line."""
+    run.reporter.status(
+        f"loss {values['train/loss']:.3f}, top-1 {values['train/top1']:.1f} %, "
+        f"{values['train/images_per_second']:.0f} img/s",
+        run.step,
+        run.launch.total_steps,
+    )
+
+
+def evaluated(run: Session, results: Mapping[str, Mapping[str, float]]) -> None:
+    run.reporter.close_bar()
+    epoch = run.step / run.launch.steps_per_epoch
+    raw = results["val"]
+    line = f"epoch {epoch:g}/{run.config.schedule.epochs}  "
+    if "val_ema" in results:
+        line += f"EMA top-1 {results['val_ema']['top1']:.1f} %  raw {raw['top1']:.1f} %  "
+    else:
+        line += f"top-1 {raw['top1']:.1f} %  "
+    say(f"{line}loss {results.get('val_ema', raw)['loss']:.3f}  ({duration(run.elapsed())})")
+
+
+def show_training_photos(run: Session, batch: Batch) -> None:
+    """train_batch.jpg: the first images of the first step, as the network sees them."""
+    classes = run.launch.train.classes
+    captions = [[classes[label]] for label in batch.labels[:SHEET].tolist()]
+    path = run.launch.folder / "train_batch.jpg"
+    contact_sheet(path, batch.images[:SHEET], captions)
+    run.reporter.picture("train/batch", path, run.step)
+
+
+def show_predictions(run: Session, index: Index, setting: Setting) -> None:
+    """val_predictions.jpg: photos spread over the validation set, true class and prediction."""
+    count = min(SHEET, len(index))
+    chosen = [i * len(index) // count for i in range(count)]
+    batch = evaluation_batch(index, chosen, setting.image_size)
+    average = run.averages[max(run.averages)] if run.averages else None
+    run.model.eval()
+    p = probabilities(with_weights(run.model, average), batch.images, setting).cpu()
+    run.model.train()
+    top, guess = (t.tolist() for t in p.max(1))
+    labels = batch.labels.tolist()
+    captions = [
+        [f"is: {index.classes[label]}", f"says: {index.classes[g]} {100 * t:.0f} %"]
+        for label, g, t in zip(labels, guess, top, strict=True)
+    ]
+    path = run.launch.folder / "val_predictions.jpg"
+    wrong = [label != g for label, g in zip(labels, guess, strict=True)]
+    contact_sheet(path, batch.images, captions, wrong)
+    run.reporter.picture("val/predictions", path, run.step)
+
+
+def stopped(run: Session, number: int) -> ExitCode:
+    run.reporter.close_bar()
+    say(f"stopped  at step {run.step:,}, saved. Go on with the same command and --resume")
+    return ExitCode(128 + number)
+
+
+def finished(run: Session) -> ExitCode:
+    """The result, where to look at it, and what to do next."""
+    run.reporter.close_bar()
+    folder = run.launch.folder
+    took = duration(run.elapsed())
+    results = run.results
+    say()
+    if "val_ema" in results:
+        say(f"EMA top-1 {results['val_ema']:.1f} % (raw {results['val']:.1f}) in {took}")
+    elif "val" in results:
+        say(f"top-1 {results['val']:.1f} % in {took}")
+    else:
+        say(f"trained {run.step:,} steps in {took}")
+    predictions = f", {folder}/val_predictions.jpg" if results else ""
+    say(f"pictures  {folder}/train_batch.jpg{predictions}")
+    say(f"curves    tensorboard --logdir {folder.parent}")
+    say(f"next      googlenet-train predict {folder} PHOTO.jpg")
+    return ExitCode.DONE

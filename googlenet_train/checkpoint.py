@@ -1,0 +1,180 @@
+"""One file a checkpoint, whole or absent: save, verify, load, retain.
+
+A checkpoint is a safetensors file. Its tensors are `model/<name>`, `momentum/<name>`,
+`ema/<decay>/<name>` and `window/<name>`; everything else is JSON in its metadata, together with a
+SHA-256 over all the rest of the file. It is written under a temporary name, fsynced, renamed, and
+the folder fsynced: the rename is the commit.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.storage import write_durably
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+_NO_HASH = b"0" * 64
+_HASH = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+
+
+@dataclass
+class TrainState:
+    """Everything that a run is at one step; nothing random, for random numbers come from counters.
+
+    `window` holds the sums since the last log; `info` is JSON: the resolved config, class names,
+    fingerprint of the data, topology, the best evaluation so far.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    window: dict[str, Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first: by step, for clocks can be set back."""
+    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def save(folder: Path, state: TrainState) -> Path:
+    """Write `state` into `folder` and return its path once it is on the disk.
+
+    Raises UserError (storage) where the disk is full or fails; older checkpoints stay as they were.
+    """
+    path = checkpoint_path(folder, state.step)
+    content = _serialise(state)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({error.strerror}). "
+            "Earlier checkpoints are untouched; make room or mend the disk, then --resume.",
+            ExitCode.STORAGE,
+        ) from error
+    return path
+
+
+def load(path: Path) -> TrainState:
+    """Read and verify one checkpoint.
+
+    Raises UserError (checkpoint) naming the file and what is wrong with it.
+    """
+    try:
+        content = bytearray(path.read_bytes())
+        metadata = _verified_metadata(content)
+        tensors = safetensors.torch.load(bytes(content))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", ExitCode.CHECKPOINT) from None
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: {error}", ExitCode.CHECKPOINT) from None
+    state = TrainState(step=int(metadata["step"]), model={}, info=json.loads(metadata["info"]))
+    for name, tensor in tensors.items():
+        kind, rest = name.split("/", 1)
+        if kind == "ema":
+            decay, rest = rest.split("/", 1)
+            state.ema.setdefault(decay, {})[rest] = tensor
+        else:
+            getattr(state, kind)[rest] = tensor
+    return state
+
+
+def newest(folder: Path) -> tuple[TrainState | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not.
+
+    None where the folder has no checkpoint at all. Raises UserError (checkpoint) where there are
+    some and none verifies: starting again at step 0 would silently throw a run away.
+    """
+    bad: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load(path), bad
+        except UserError as error:
+            bad.append(str(error))
+    if bad:
+        lines = "\n  ".join(bad)
+        raise UserError(
+            f"{folder}: no checkpoint verifies, and a run is never restarted from nothing:\n"
+            f"  {lines}\nRestore one from a backup, or start over with --fresh.",
+            ExitCode.CHECKPOINT,
+        )
+    return None, bad
+
+
+def prune(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
+    """Delete all but the newest `keep` (at least 2) checkpoints and the `protected` ones.
+
+    Only after the newest has been read back and verified: until then the old ones are the run.
+    """
+    paths = checkpoints(folder)
+    old = [path for path in paths[: -max(2, keep)] if path not in set(protected)]
+    if old:
+        load(paths[-1])
+    for path in old:
+        path.unlink(missing_ok=True)
+
+
+def _serialise(state: TrainState) -> bytearray:
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
+    tensors |= {f"momentum/{name}": tensor for name, tensor in state.momentum.items()}
+    for decay, average in state.ema.items():
+        tensors |= {f"ema/{decay}/{name}": tensor for name, tensor in average.items()}
+    tensors |= {f"window/{name}": tensor for name, tensor in state.window.items()}
+    metadata = {
+        "format": str(FORMAT),
+        "step": str(state.step),
+        "info": json.dumps(state.info),
+        "sha256": _NO_HASH.decode(),
+    }
+    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = bytearray(safetensors.torch.save(host, metadata))
+    position = _hash_position(content)
+    content[position : position + 64] = hashlib.sha256(content).hexdigest().encode()
+    return content
+
+
+def _hash_position(content: bytearray) -> int:
+    header_length = int.from_bytes(content[:8], "little")
+    match = _HASH.search(content, 8, min(8 + header_length, len(content)))
+    if match is None:
+        raise ValueError("not a checkpoint of googlenet-train (it carries no checksum)")
+    return match.start(1)
+
+
+def _verified_metadata(content: bytearray) -> dict[str, str]:
+    if not content:
+        raise ValueError("empty file")
+    position = _hash_position(content)
+    stated = bytes(content[position : position + 64])
+    content[position : position + 64] = _NO_HASH
+    if hashlib.sha256(content).hexdigest().encode() != stated:
+        raise ValueError("damaged or truncated (its SHA-256 does not match)")
+    header = json.loads(bytes(content[8 : 8 + int.from_bytes(content[:8], "little")]))
+    metadata: dict[str, str] = header["__metadata__"]
+    if int(metadata["format"]) > FORMAT:
+        raise ValueError(
+            f"written by a newer googlenet-train (format {metadata['format']}); update this one"
+        )
+    return metadata

@@ -1,0 +1,170 @@
+"""Images on disk to batches on the device.
+
+Which image, which crop and which flip are pure functions of (seed, epoch, index): the threads here
+only work ahead, so the same pixels reach the same step for any number of them. Decoders and
+resizing release Python's lock, so threads scale without worker processes or shared memory.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from googlenet_train.data import crops, order
+from googlenet_train.data.decode import (
+    INTERPOLATIONS,
+    UndecodableImage,
+    decode,
+    image_size,
+    resize,
+)
+from googlenet_train.data.index import Index
+from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.randomness import Draws
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    images: Tensor  # (N, 3, size, size) uint8, channels last; ten-crop: (N * crops, 3, size, size)
+    labels: Tensor  # (N,) int64
+
+
+class Augmentation(NamedTuple):
+    """How a training image becomes pixels; see the keys of the same names under `augment`."""
+
+    crop: str
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    interpolation: str
+    flip: float
+
+
+def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Iterator[T]:
+    """`make(item)` for each item, in order, computed by `workers` threads up to that many ahead.
+
+    With 0 workers it is computed when asked for. An exception reaches the caller in its turn.
+    """
+    if workers == 0:
+        yield from map(make, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def training_image(
+    data: bytes, draws: Draws, size: int, augmentation: Augmentation
+) -> tuple[Tensor, crops.Box]:
+    """One augmented view, (3, size, size) uint8, and the box of the image that it shows.
+
+    The box is chosen from the header's size alone, so a decoder may leave out all that lies beside.
+    """
+    height, width = image_size(data)
+    if augmentation.crop == "vgg_scale_jitter":
+        box = crops.vgg_scale_jitter(height, width, size, draws)
+    else:
+        box = crops.random_resized_crop(
+            height, width, draws, augmentation.scale, augmentation.ratio
+        )
+    interpolation = augmentation.interpolation
+    if interpolation == "random":
+        interpolation = INTERPOLATIONS[draws.integer(len(INTERPOLATIONS))]
+    pixels = resize(decode(data, box), size, size, interpolation)
+    return (pixels.flip(2) if draws.uniform() < augmentation.flip else pixels), box
+
+
+def evaluation_views(data: bytes, size: int, views: int = 1) -> Tensor:
+    """(views, 3, size, size) uint8: the centre crop, or the 10 or 144 crops of `crops.views`."""
+    pixels = decode(data)
+    height, width = int(pixels.shape[1]), int(pixels.shape[2])
+    scaled: dict[int, Tensor] = {}
+    out = torch.empty(views, 3, size, size, dtype=torch.uint8)
+    for n, view in enumerate(crops.views(height, width, size, views)):
+        if view.short_side not in scaled:
+            target = crops.resized_size(height, width, view.short_side)
+            scaled[view.short_side] = resize(pixels, *target, "bilinear")
+        top, left, h, w = view.box
+        crop = resize(
+            scaled[view.short_side][:, top : top + h, left : left + w], size, size, "bilinear"
+        )
+        out[n] = crop.flip(2) if view.mirrored else crop
+    return out
+
+
+def _read(index: Index, i: int, make: Callable[[bytes], T]) -> T:
+    try:
+        return make(index.read(i))
+    except UndecodableImage as error:
+        raise UserError(
+            f"{index.name(i)}: {error}. Replace the file or take it out of the data set.",
+            ExitCode.DATA,
+        ) from None
+
+
+def training_batch(
+    index: Index,
+    step: int,
+    *,
+    seed: int,
+    batch_size: int,
+    image_size: int,
+    augmentation: Augmentation,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch: int = 0,
+    accumulate: int = 1,
+) -> Batch:
+    """The images of one micro-batch of one step: a pure function of its arguments."""
+    chosen = order.batch_indices(
+        seed, step, len(index), batch_size, rank, world_size, micro_batch, accumulate
+    )
+    epoch = step // order.steps_per_epoch(len(index), batch_size)
+    images = _empty(len(chosen), image_size)
+
+    def view(data: bytes, draws: Draws) -> Tensor:
+        return training_image(data, draws, image_size, augmentation)[0]
+
+    for row, i in enumerate(chosen.tolist()):
+        images[row] = _read(index, i, partial(view, draws=Draws(seed, epoch, i)))
+    return Batch(images, torch.from_numpy(index.labels[chosen]).long())
+
+
+def evaluation_batch(index: Index, chosen: Sequence[int], size: int, views: int = 1) -> Batch:
+    """The evaluation crops of the images `chosen`."""
+    images = _empty(len(chosen) * views, size)
+    for row, i in enumerate(chosen):
+        images[row * views : (row + 1) * views] = _read(
+            index, i, lambda data: evaluation_views(data, size, views)
+        )
+    return Batch(images, torch.tensor([int(index.labels[i]) for i in chosen], dtype=torch.int64))
+
+
+def _empty(count: int, size: int) -> Tensor:
+    shape = (count, 3, size, size)
+    return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+def to_device(
+    images: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """uint8 pixels to normalised float32 on the device: ((pixel / 255) - mean) / std.
+
+    They travel as bytes, a quarter of the floats' traffic.
+    """
+    pixels = images.to(device, non_blocking=True).float()
+    shift = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
+    scale = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
+    return pixels.sub_(shift).div_(scale)

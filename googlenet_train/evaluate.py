@@ -1,0 +1,108 @@
+"""Evaluation of one or more networks on one data set, in one pass over its images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from googlenet_train import device as devices
+from googlenet_train import metrics
+from googlenet_train.config import Config
+from googlenet_train.data.index import Index
+from googlenet_train.data.loader import Batch, ahead, evaluation_batch, to_device
+
+Network = Callable[[Tensor], Tensor]  # normalised images (N, 3, size, size) to logits (N, classes)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How images reach a network in evaluation: the part of a run that evaluation shares."""
+
+    device: torch.device
+    precision: str
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    batch_size: int
+    workers: int
+    views: int = 1
+
+    @staticmethod
+    def of(config: Config, device: torch.device, views: int = 1) -> "Setting":
+        """As the run of a resolved `config` evaluates."""
+        return Setting(
+            device=device,
+            precision=config.device.precision,
+            image_size=config.data.image_size,
+            mean=config.data.mean,
+            std=config.data.std,
+            batch_size=config.evaluate.batch_size,
+            workers=int(config.data.workers),
+            views=views,
+        )
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Network:
+    """`model` in evaluation, with its own weights or with `weights` under the same names."""
+
+    def network(images: Tensor) -> Tensor:
+        if weights is None:
+            return cast(Tensor, model(images))
+        return cast(Tensor, torch.func.functional_call(model, dict(weights), (images,)))
+
+    return network
+
+
+def ensemble(networks: Sequence[Network]) -> Network:
+    """The mean of the networks' probabilities, as log-probabilities (paper, section 7)."""
+
+    def network(images: Tensor) -> Tensor:
+        return torch.stack([n(images).float().softmax(1) for n in networks]).mean(0).log()
+
+    return network
+
+
+@torch.inference_mode()
+def probabilities(network: Network, images: Tensor, setting: Setting) -> Tensor:
+    """uint8 images (N * views, 3, size, size) to class probabilities (N, classes) in float32.
+
+    Probabilities are averaged over an image's views.
+    """
+    x = to_device(images, setting.device, setting.mean, setting.std)
+    with devices.autocast(setting.device, setting.precision):
+        logits = network(x)
+    p = logits.float().softmax(1)
+    return p.reshape(-1, setting.views, p.shape[1]).mean(1)
+
+
+def evaluate(
+    networks: Mapping[str, Network],
+    index: Index,
+    setting: Setting,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda images: None,
+) -> dict[str, dict[str, float]] | None:
+    """Per network: `top1`, `top5`, `top1_macro` (percent), `loss`, `seen`.
+
+    Every image is seen exactly once: the last batch is smaller, nothing is padded. Each image is
+    decoded once, whatever the number of networks. None where `interrupted` came true.
+    """
+    per_batch = max(1, setting.batch_size // setting.views)
+    starts = range(0, len(index), per_batch)
+
+    def make(start: int) -> Batch:
+        chosen = range(start, min(start + per_batch, len(index)))
+        return evaluation_batch(index, chosen, setting.image_size, setting.views)
+
+    counts = {name: metrics.new_counts(len(index.classes), setting.device) for name in networks}
+    for batch in ahead(make, starts, setting.workers):
+        if interrupted():
+            return None
+        labels = batch.labels.to(setting.device)
+        for name, network in networks.items():
+            metrics.count(counts[name], probabilities(network, batch.images, setting), labels)
+        progress(len(labels))
+    return {name: metrics.summary(c) for name, c in counts.items()}

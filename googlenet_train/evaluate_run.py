@@ -1,0 +1,95 @@
+"""The verb `evaluate`: how good a trained network is."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from googlenet_train import device as devices
+from googlenet_train.data.index import open_source, with_classes
+from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.evaluate import Setting, ensemble, evaluate
+from googlenet_train.reporting import say
+from googlenet_train.trained import Trained, open_trained
+
+
+def evaluate_runs(
+    paths: Sequence[str],
+    *,
+    weights: str,
+    crops: int,
+    source: str | None,
+    which: str,
+    kind: str,
+    as_json: bool,
+) -> ExitCode:
+    """Print top-1, top-5 and loss of one run, or of several as an ensemble."""
+    choice = devices.choose(kind)
+    trained = [open_trained(path, which, choice.device) for path in paths]
+    first = trained[0]
+    for other in trained[1:]:
+        _check_can_join(first, other)
+    threads = first.config.device.threads
+    devices.prepare(choice.device, threads=int(threads), deterministic=False)
+    where = source or first.config.data.val
+    if where is None:
+        raise UserError(
+            f"{first.path} was trained without validation images. Pass --data FOLDER.",
+            ExitCode.USAGE,
+        )
+    index = with_classes(open_source(where), first.classes)
+    setting = Setting.of(first.config, choice.device, views=crops)
+    if not first.averages and weights != "raw":
+        say(f"{first.path} kept no average (ema.decays is empty): these are the raw weights")
+        weights = "raw"
+    kinds = ("raw", "ema") if weights == "both" else (weights,)
+    networks = {
+        kind: ensemble([t.network(kind) for t in trained])
+        if len(trained) > 1
+        else first.network(kind)
+        for kind in kinds
+    }
+    started = time.monotonic()
+    with tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=None) as bar:
+        results = evaluate(networks, index, setting, progress=bar.update)
+    assert results is not None
+    seconds = time.monotonic() - started
+    rows = [
+        {
+            "weights": kind,
+            "crops": crops,
+            "top1": round(r["top1"], 4),
+            "top5": round(r["top5"], 4),
+            "top1_macro": round(r["top1_macro"], 4),
+            "loss": r["loss"],
+            "seen": r["seen"],
+            "seconds": round(seconds, 3),
+        }
+        for kind, r in results.items()
+    ]
+    if as_json:
+        json.dump(rows if weights == "both" else rows[0], sys.stdout)
+        print()
+        return ExitCode.DONE
+    for row in rows:
+        print(
+            f"{row['weights']:<4} top-1 {row['top1']:.2f} %  top-5 {row['top5']:.2f} %  "
+            f"mean of classes {row['top1_macro']:.2f} %  loss {row['loss']:.4f}  "
+            f"({row['seen']:,} images, {crops} crop{'s' if crops > 1 else ''})"
+        )
+    return ExitCode.DONE
+
+
+def _check_can_join(first: Trained, other: Trained) -> None:
+    same = ("image_size", "mean", "std")
+    differs = [k for k in same if getattr(first.config.data, k) != getattr(other.config.data, k)]
+    if first.classes != other.classes:
+        differs.append("classes")
+    if differs:
+        raise UserError(
+            f"{other.path} cannot join {first.path} in an ensemble: they differ in "
+            f"{', '.join(differs)}. Evaluate them one by one.",
+            ExitCode.USAGE,
+        )

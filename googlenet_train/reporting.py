@@ -1,0 +1,130 @@
+"""What a run shows while it trains: TensorBoard, metrics.jsonl, lines and a bar on stderr."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from googlenet_train.storage import fsync, write_durably
+
+
+class Reporter:
+    """The open files of one run's log. Only rank 0 has one.
+
+    `step` is the step that the run starts from: whatever an earlier process logged past it is cut.
+    """
+
+    def __init__(self, folder: Path, step: int, steps_per_epoch: int) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._metrics_path = folder / "metrics.jsonl"
+        _cut(self._metrics_path, step)
+        self._metrics = self._metrics_path.open("a")
+        # TensorBoard hides what is larger or equal, and step itself was logged before it was saved.
+        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None  # tqdm's own type cannot be written for a bar without items
+        self._said = time.monotonic()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Values under their TensorBoard tags, at optimizer step `step`."""
+        epoch = round(step / self._steps_per_epoch, 4)
+        self._metrics.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        for tag, value in values.items():
+            self._board.add_scalar(tag, value, step)
+
+    def picture(self, tag: str, path: Path, step: int) -> None:
+        """Show a JPEG file in TensorBoard."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._board.add_image(tag, np.asarray(image), step, dataformats="HWC")
+
+    def text(self, tag: str, text: str) -> None:
+        self._board.add_text(tag, "\n".join("    " + line for line in text.splitlines()))
+
+    def advance(self, step: int, total_epochs: int) -> None:
+        """One optimizer step more: moves the bar of its epoch."""
+        if not self._terminal:
+            return
+        epoch, done = divmod(step - 1, self._steps_per_epoch)
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._steps_per_epoch,
+                initial=done,
+                desc=f"epoch {epoch + 1}/{total_epochs}",
+                unit="step",
+                dynamic_ncols=True,
+                leave=False,
+            )
+        self._bar.update()
+        if done + 1 == self._steps_per_epoch:
+            self.close_bar()
+
+    def status(self, text: str, step: int, total_steps: int) -> None:
+        """The state of training: beside the bar on a terminal, else now and then a line."""
+        if self._terminal:
+            if self._bar is not None:
+                self._bar.set_postfix_str(text, refresh=False)
+        elif time.monotonic() - self._said >= 5:
+            self._said = time.monotonic()
+            say(f"step {step:,}/{total_steps:,}  {text}")
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def sync(self) -> None:
+        """Everything logged so far is on the disk when this returns."""
+        self._metrics.flush()
+        fsync(self._metrics.fileno())
+        self._board.flush()
+        for path in self._metrics_path.parent.glob("events.out.tfevents.*"):
+            handle = os.open(path, os.O_RDWR)
+            try:
+                fsync(handle)
+            finally:
+                os.close(handle)
+
+    def close(self) -> None:
+        self.close_bar()
+        self._metrics.close()
+        self._board.close()
+
+
+def say(line: str = "") -> None:
+    """A line for the person at the keyboard, on stderr, above a bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 46 s`, `5 h 12 min`, `2 d 3 h`."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s"
+    if s < 48 * 3600:
+        return f"{s // 3600} h {s % 3600 // 60} min"
+    return f"{s // 86400} d {s % 86400 // 3600} h"
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl past `step`, and a last one that a crash left torn."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    write_durably(path, "".join(line + "\n" for line in kept if step > 0))

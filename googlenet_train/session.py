@@ -1,0 +1,202 @@
+"""The live objects of a run, made from a launch, and their way into a checkpoint and back."""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from googlenet_train import __version__, checkpoint, config_text, ema, optim, runs
+from googlenet_train import device as devices
+from googlenet_train.config import Config
+from googlenet_train.launch import Launch
+from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.randomness import key
+from googlenet_train.reporting import Reporter, say
+from googlenet_train.storage import write_durably
+from googlenet_train.trained import build_model
+
+# The columns of a window: sums over the images seen since the last log, and over its steps.
+WINDOW = ("seen", "correct", "loss", "loss_main", "loss_aux1", "loss_aux2", "steps", "grad_norm")
+_WEIGHTS = 1  # one use of the seed; train.py has the others
+
+
+@dataclass
+class Session:
+    """A run in memory. `step` counts the optimizer steps done."""
+
+    launch: Launch
+    config: Config  # with nothing `auto` left
+    choice: devices.Choice
+    model: GoogLeNet
+    optimizer: torch.optim.SGD
+    live: dict[str, Tensor]  # the network's own tensors, by name
+    averages: dict[float, ema.Average]
+    window: Tensor
+    reporter: Reporter
+    step: int = 0
+    evaluated: int = 0  # the last step that was evaluated
+    saved: int = -1  # the last step that was saved
+    best: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, float] = field(default_factory=dict)  # the last top-1 of each network
+    seconds: float = 0.0  # trained before this process started
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> torch.device:
+        return self.choice.device
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.launch.folder / runs.CHECKPOINTS
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken so far, over all its processes."""
+        return self.seconds + time.monotonic() - self.started
+
+
+def open_session(launch: Launch) -> Session:
+    """A run at step 0, or where its newest good checkpoint left it."""
+    choice = devices.choose(launch.config.device.kind)
+    config = _resolved(launch.config, choice.device)
+    devices.prepare(
+        choice.device,
+        threads=int(config.device.threads),
+        deterministic=config.device.deterministic,
+    )
+    state = None
+    if launch.resume:
+        state, bad = checkpoint.newest(launch.folder / runs.CHECKPOINTS)
+        for line in bad:
+            say(f"warning  {line}; taking the one before")
+
+    torch.manual_seed(key(config.run.seed, _WEIGHTS))
+    model = build_model(config, len(launch.train.classes)).to(choice.device)
+    live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    session = Session(
+        launch=launch,
+        config=config,
+        choice=choice,
+        model=model,
+        optimizer=optim.build_sgd(
+            model,
+            lr=config.optimizer.lr,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+            fused=choice.device.type in ("cpu", "cuda"),
+        ),
+        live=live,
+        averages={decay: ema.start(live) for decay in config.ema.decays},
+        window=torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device),
+        reporter=Reporter(launch.folder, state.step if state else 0, launch.steps_per_epoch),
+    )
+    if state is not None:
+        _restore(session, state)
+    _describe_run(session)
+    return session
+
+
+def _resolved(config: Config, device: torch.device) -> Config:
+    threads, precision = config.device.threads, config.device.precision
+    return config_text.resolved(
+        config,
+        {
+            "device.threads": torch.get_num_threads() if threads == "auto" else threads,
+            "device.precision": (
+                devices.good_precision(device) if precision == "auto" else precision
+            ),
+        },
+    )
+
+
+def capture(session: Session) -> checkpoint.TrainState:
+    """The whole run as tensors and JSON."""
+    names = {id(p): name for name, p in session.model.named_parameters()}
+    return checkpoint.TrainState(
+        step=session.step,
+        model=session.live,
+        momentum={
+            names[id(p)]: slot["momentum_buffer"]
+            for p, slot in session.optimizer.state.items()
+            if slot.get("momentum_buffer") is not None
+        },
+        ema={str(decay): average for decay, average in session.averages.items()},
+        window={"sums": session.window},
+        info={
+            "version": __version__,
+            "config": session.config.model_dump(mode="json"),
+            "classes": list(session.launch.train.classes),
+            "fingerprints": session.launch.fingerprints(),
+            "topology": _topology(session),
+            "total_steps": session.launch.total_steps,
+            "evaluated": session.evaluated,
+            "best": session.best,
+            "results": session.results,
+            "seconds": session.elapsed(),
+        },
+    )
+
+
+@torch.no_grad()
+def _restore(session: Session, state: checkpoint.TrainState) -> None:
+    for name, tensor in state.model.items():
+        session.live[name].copy_(tensor)
+    for name, parameter in session.model.named_parameters():
+        if name in state.momentum:
+            buffer = torch.empty_like(parameter).copy_(state.momentum[name])
+            session.optimizer.state[parameter]["momentum_buffer"] = buffer
+    for decay, average in session.averages.items():
+        for name, tensor in state.ema.get(str(decay), state.model).items():
+            average[name].copy_(tensor)
+    session.window.copy_(state.window["sums"])
+    session.step = session.saved = state.step
+    session.evaluated = state.info["evaluated"]
+    session.best = state.info["best"]
+    session.results = state.info["results"]
+    session.seconds = state.info["seconds"]
+    now = _topology(session)
+    for part, before in state.info["topology"].items():
+        if now[part] != before:
+            say(
+                f"warning  {part} was {before} and is {now[part]}: the run goes on with the same "
+                "images, but no longer to the bit"
+            )
+
+
+def _topology(session: Session) -> dict[str, str | int]:
+    return devices.topology(session.device, int(session.config.device.threads), ranks=1)
+
+
+def _describe_run(session: Session) -> None:
+    """config.yaml and environment.json: what a reader needs to repeat the run."""
+    folder = session.launch.folder
+    write_durably(folder / runs.CONFIG, config_text.dump(session.config))
+    environment = {
+        "googlenet_train": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "device": session.choice.why,
+        "topology": _topology(session),
+        "command": sys.argv,
+    }
+    write_durably(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def learning_rate_at(launch: Launch, step: int) -> float:
+    config = launch.config
+    return optim.learning_rate(
+        step,
+        name=config.schedule.name,
+        lr=config.optimizer.lr,
+        steps_per_epoch=launch.steps_per_epoch,
+        epochs=config.schedule.epochs,
+        warmup_epochs=config.schedule.warmup_epochs,
+    )

@@ -1,0 +1,188 @@
+"""A run, top to bottom. `train_step` is what one step does; `train` is all that lies around it."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from googlenet_train import announce, ema, milestones, runs
+from googlenet_train import device as devices
+from googlenet_train.data.loader import Augmentation, Batch, ahead, to_device, training_batch
+from googlenet_train.errors import ExitCode
+from googlenet_train.launch import Launch
+from googlenet_train.loss import googlenet_loss
+from googlenet_train.milestones import Clock
+from googlenet_train.randomness import key
+from googlenet_train.session import Session, learning_rate_at, open_session
+from googlenet_train.signals import Signals
+
+_DROPOUT = 2  # one use of the seed: no two uses share their numbers
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[float, ema.Average],
+    live: Mapping[str, Tensor],
+    micro_batches: Sequence[Batch],
+    window: Tensor,
+    *,
+    step: int,
+    lr: float,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    aux_weight: float,
+    label_smoothing: float,
+    clip_norm: float | None,
+    ema_every: int,
+) -> None:
+    """One optimizer step on one global batch, given as micro-batches of equal size.
+
+    Adds to `window` (see WINDOW) on the device; nothing here waits for the device.
+    """
+    for number, batch in enumerate(micro_batches):
+        torch.manual_seed(key(seed, _DROPOUT, step, number))
+        images = to_device(batch.images, device, mean, std)
+        labels = batch.labels.to(device, non_blocking=True)
+        with devices.autocast(device, precision):
+            outputs = model(images)
+        losses = googlenet_loss(
+            outputs, labels, aux_weight=aux_weight, label_smoothing=label_smoothing
+        )
+        torch.autograd.backward(losses.total / len(micro_batches))
+        logits = outputs if isinstance(outputs, Tensor) else outputs.main
+        zero = torch.zeros((), device=device)
+        per_image = [loss.detach() if loss is not None else zero for loss in losses]
+        correct = (logits.detach().argmax(1) == labels).float().mean()
+        window[:6] += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    window[6:] += torch.stack([torch.ones_like(norm), norm])
+
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+    updates, due = divmod(step + 1, ema_every)
+    if due == 0:
+        for decay, average in averages.items():
+            ema.update(average, live, ema.decay_after(updates - 1, decay, ema_every))
+
+
+def train(launch: Launch) -> ExitCode:
+    """Train until the last step, or until a signal asks to stop; both leave a checkpoint."""
+    launch.folder.mkdir(parents=True, exist_ok=True)
+    with runs.lock(launch.folder), Signals() as signals:
+        run = open_session(launch)
+        try:
+            announce.introduce(run)
+            return _train(run, signals)
+        finally:
+            run.reporter.close()
+
+
+def _train(run: Session, signals: Signals) -> ExitCode:
+    config, total = run.config, run.launch.total_steps
+    parts = config.optimizer.accumulate
+    augmentation = Augmentation(
+        config.augment.crop,
+        config.augment.scale,
+        config.augment.ratio,
+        config.augment.interpolation,
+        config.augment.flip,
+    )
+
+    def make(number: int) -> Batch:
+        step, part = divmod(number, parts)
+        return training_batch(
+            run.launch.train,
+            step,
+            seed=config.run.seed,
+            batch_size=config.optimizer.batch_size,
+            image_size=config.data.image_size,
+            augmentation=augmentation,
+            micro_batch=part,
+            accumulate=parts,
+        )
+
+    batches = ahead(make, range(run.step * parts, total * parts), int(config.data.workers))
+    clock = Clock()
+    run.model.train()
+    while True:
+        if _evaluation_due(run):
+            with clock.paused():
+                milestones.evaluate_run(run, signals)
+        if _save_due(run, clock, signals):
+            signals.save = False
+            with clock.paused():
+                milestones.save(run)
+            clock.saved = time.monotonic()
+        if signals.stop:
+            return announce.stopped(run, signals.stop)
+        if run.step == total:
+            return announce.finished(run)
+
+        with clock.waiting():
+            micro_batches = [next(batches) for _ in range(parts)]
+        if run.step == 0:
+            announce.show_training_photos(run, micro_batches[0])
+        train_step(
+            run.model,
+            run.optimizer,
+            run.averages,
+            run.live,
+            micro_batches,
+            run.window,
+            step=run.step,
+            lr=learning_rate_at(run.launch, run.step),
+            seed=config.run.seed,
+            device=run.device,
+            precision=config.device.precision,
+            mean=config.data.mean,
+            std=config.data.std,
+            aux_weight=config.loss.aux_weight,
+            label_smoothing=config.loss.label_smoothing,
+            clip_norm=config.optimizer.clip_norm,
+            ema_every=config.ema.every_steps,
+        )
+        run.step += 1
+        run.reporter.advance(run.step, config.schedule.epochs)
+        if run.step % config.log.every_steps == 0 or run.step == total:
+            milestones.log(run, clock)
+        if clock.steps == announce.STEPS_TO_ESTIMATE:
+            announce.time_left(run, clock.pace())
+
+
+def _evaluation_due(run: Session) -> bool:
+    due = run.config.evaluate
+    return run.evaluated < run.step and (
+        run.step == run.launch.total_steps
+        or _divides(due.every_steps, run.step)
+        or _divides(due.every_epochs and due.every_epochs * run.launch.steps_per_epoch, run.step)
+    )
+
+
+def _save_due(run: Session, clock: Clock, signals: Signals) -> bool:
+    due = run.config.checkpoint
+    minutes = (time.monotonic() - clock.saved) / 60
+    return run.saved < run.step and (
+        run.step == run.launch.total_steps
+        or signals.save
+        or signals.stop is not None
+        or run.best.get("step") == run.step
+        or _divides(due.every_steps, run.step)
+        or _divides(due.every_epochs and due.every_epochs * run.launch.steps_per_epoch, run.step)
+        or (due.every_minutes is not None and minutes >= due.every_minutes)
+    )
+
+
+def _divides(every: int | None, step: int) -> bool:
+    return every is not None and step > 0 and step % every == 0

@@ -1,0 +1,94 @@
+"""A trained run, opened to be used: its network, weights, classes and settings."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from googlenet_train import checkpoint, runs
+from googlenet_train.config import Config
+from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.evaluate import Network, with_weights
+from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.storage import warn_once
+
+
+class Trained(NamedTuple):
+    path: str
+    config: Config
+    classes: tuple[str, ...]
+    model: GoogLeNet  # with the raw weights, in evaluation mode
+    averages: dict[str, dict[str, torch.Tensor]]  # by decay, as written in the config
+    step: int
+
+    def network(self, weights: str) -> Network:
+        """`raw`, or `ema`: the longest average; raw where the run kept no average."""
+        if weights == "raw" or not self.averages:
+            return with_weights(self.model)
+        return with_weights(self.model, self.averages[max(self.averages, key=float)])
+
+
+def build_model(config: Config, num_classes: int) -> GoogLeNet:
+    """The network of a config, on the CPU, with fresh weights."""
+    model = GoogLeNet(
+        num_classes,
+        variant=config.model.variant,
+        aux_logits=config.model.aux_logits,
+        dropout=config.model.dropout,
+        aux_dropout=config.model.aux_dropout,
+    )
+    if config.device.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def open_trained(run: str, which: str, device: torch.device) -> Trained:
+    """Open RUN, a run folder or one checkpoint file; `which` is last, best or a step.
+
+    Raises UserError (usage) where RUN is neither, (checkpoint) where it is damaged.
+    """
+    state = _state(Path(run), which)
+    config = Config.model_validate(state.info["config"])
+    model = build_model(config, len(state.info["classes"]))
+    model.load_state_dict(state.model)
+    averages = {
+        decay: {name: tensor.to(device) for name, tensor in average.items()}
+        for decay, average in state.ema.items()
+    }
+    classes = tuple(state.info["classes"])
+    return Trained(run, config, classes, model.to(device).eval(), averages, state.step)
+
+
+def _state(run: Path, which: str) -> checkpoint.TrainState:
+    if run.is_file():
+        return checkpoint.load(run)
+    folder = run / runs.CHECKPOINTS
+    saved = checkpoint.checkpoints(folder)
+    if not saved:
+        what = "holds no checkpoint yet" if run.is_dir() else "does not exist"
+        raise UserError(
+            f"{run} {what}. RUN is the folder of a run, such as runs/quickstart, or a checkpoint.",
+            ExitCode.USAGE,
+        )
+    if which == "last":
+        state, bad = checkpoint.newest(folder)
+        for line in bad:
+            warn_once(f"{line}; taking the one before")
+        assert state is not None
+        return state
+    if which == "best":
+        best = runs.best_checkpoint(run)
+        if best is None:
+            raise UserError(
+                f"{run} has no best checkpoint: it was never evaluated. Use --checkpoint last.",
+                ExitCode.USAGE,
+            )
+        return checkpoint.load(best)
+    steps = [checkpoint.step_of(path) for path in saved]
+    if not which.isdecimal() or int(which) not in steps:
+        raise UserError(
+            f"--checkpoint {which}: {run} has the steps {', '.join(map(str, steps))}. Give one of "
+            "them, last or best.",
+            ExitCode.USAGE,
+        )
+    return checkpoint.load(checkpoint.checkpoint_path(folder, int(which)))
