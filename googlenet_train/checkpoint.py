@@ -3,8 +3,11 @@
 A checkpoint is a safetensors file. Its tensors are `model/<name>`, `momentum/<name>`,
 `ema/<decay>/<name>` and `window/<name>`; everything else is JSON in its metadata, together with a
 SHA-256 over all the rest of the file. It is written under a temporary name, fsynced, renamed, and
-the folder fsynced: the rename is the commit.
+the folder fsynced: the rename is the commit. Torch is loaded only where tensors are made, so that a
+checkpoint can be found and verified before.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -12,13 +15,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from torch import Tensor
+import safetensors
 
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.storage import write_durably
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
@@ -58,6 +63,21 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def header(path: Path) -> dict[str, Any]:
+    """`TrainState.info` as the file states it, cheap and not verified; empty if unreadable."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            info: dict[str, Any] = json.loads((file.metadata() or {})["info"])
+            return info
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError):
+        return {}
+
+
+def verify(path: Path) -> None:
+    """Raise UserError (checkpoint), naming the file and its damage, unless it is whole."""
+    _read(path)
+
+
 def save(folder: Path, state: TrainState) -> Path:
     """Write `state` into `folder` and return its path once it is on the disk.
 
@@ -67,6 +87,8 @@ def save(folder: Path, state: TrainState) -> Path:
     content = _serialise(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.partial"):  # of a write that a crash cut short
+            leftover.unlink()
         write_durably(path, content)
     except OSError as error:
         raise UserError(
@@ -82,16 +104,11 @@ def load(path: Path) -> TrainState:
 
     Raises UserError (checkpoint) naming the file and what is wrong with it.
     """
-    try:
-        content = bytearray(path.read_bytes())
-        metadata = _verified_metadata(content)
-        tensors = safetensors.torch.load(bytes(content))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})", ExitCode.CHECKPOINT) from None
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: {error}", ExitCode.CHECKPOINT) from None
+    import safetensors.torch
+
+    content, metadata = _read(path)
     state = TrainState(step=int(metadata["step"]), model={}, info=json.loads(metadata["info"]))
-    for name, tensor in tensors.items():
+    for name, tensor in safetensors.torch.load(bytes(content)).items():
         kind, rest = name.split("/", 1)
         if kind == "ema":
             decay, rest = rest.split("/", 1)
@@ -117,26 +134,49 @@ def newest(folder: Path) -> tuple[TrainState | None, list[str]]:
         lines = "\n  ".join(bad)
         raise UserError(
             f"{folder}: no checkpoint verifies, and a run is never restarted from nothing:\n"
-            f"  {lines}\nRestore one from a backup, or start over with --fresh.",
+            f"  {lines}\nRestore one from a backup, or train anew: --fresh in place of --resume.",
             ExitCode.CHECKPOINT,
         )
     return None, bad
 
 
-def prune(folder: Path, keep: int, protected: Iterable[Path] = ()) -> None:
+def prune(folder: Path, saved: Path, keep: int, protected: Iterable[Path] = ()) -> None:
     """Delete all but the newest `keep` (at least 2) checkpoints and the `protected` ones.
 
-    Only after the newest has been read back and verified: until then the old ones are the run.
+    Only after the one just `saved` has been read back and verified: until then the old ones are the
+    run. One of a later step is damaged, for resuming passed over it: it neither counts nor goes.
+    Raises UserError (storage), and deletes nothing, where `saved` does not verify.
     """
-    paths = checkpoints(folder)
+    paths = [path for path in checkpoints(folder) if step_of(path) <= step_of(saved)]
     old = [path for path in paths[: -max(2, keep)] if path not in set(protected)]
-    if old:
-        load(paths[-1])
+    if not old:
+        return
+    try:
+        verify(saved)
+    except UserError as error:
+        raise UserError(
+            f"{error}, although it was written just now: the storage is failing. Older checkpoints "
+            "are untouched; mend it, then --resume.",
+            ExitCode.STORAGE,
+        ) from None
     for path in old:
         path.unlink(missing_ok=True)
 
 
+def _read(path: Path) -> tuple[bytearray, dict[str, str]]:
+    """The content and metadata of a file that verifies."""
+    try:
+        content = bytearray(path.read_bytes())
+        return content, _verified_metadata(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", ExitCode.CHECKPOINT) from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}", ExitCode.CHECKPOINT) from None
+
+
 def _serialise(state: TrainState) -> bytearray:
+    import safetensors.torch
+
     tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
     tensors |= {f"momentum/{name}": tensor for name, tensor in state.momentum.items()}
     for decay, average in state.ema.items():
@@ -159,7 +199,7 @@ def _hash_position(content: bytearray) -> int:
     header_length = int.from_bytes(content[:8], "little")
     match = _HASH.search(content, 8, min(8 + header_length, len(content)))
     if match is None:
-        raise ValueError("not a checkpoint of googlenet-train (it carries no checksum)")
+        raise ValueError("damaged, or no checkpoint of googlenet-train (it carries no checksum)")
     return match.start(1)
 
 

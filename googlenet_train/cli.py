@@ -4,6 +4,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from googlenet_train import __version__
@@ -12,14 +13,15 @@ from googlenet_train.errors import ExitCode, UserError
 WELCOME = """\
 googlenet-train trains GoogLeNet from one YAML file. For example:
 
-  googlenet-train --config quickstart.yaml             ten kinds of clothes, in minutes
-  googlenet-train --config folder.yaml data.train=DIR  your own photos
-  googlenet-train evaluate runs/quickstart             how good is it?
+  googlenet-train --config quickstart.yaml  ten kinds of clothes, in minutes
+  googlenet-train --config folder.yaml      your own: photos/train, photos/val
+  googlenet-train evaluate runs/quickstart  how good is it?
 
-googlenet-train --help lists everything; the README walks through it.
+Every setting, with its reason: googlenet-train config --defaults
+Every flag: googlenet-train --help
 """
 
-VERBS = ("train", "evaluate", "predict", "config")
+VERBS = ("train", "evaluate", "predict", "data", "config")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error    {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nstopped before the first step; nothing was changed", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         return ExitCode.SIGINT
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return ExitCode.DONE
+    except OSError as error:  # those that a person can mend better are UserErrors by now
+        where = f"{error.filename}: " if error.filename is not None else "storage: "
+        print(f"error    {where}{error.strerror or error}", file=sys.stderr)
+        return ExitCode.STORAGE
     except Exception:
         traceback.print_exc()
         print(
@@ -64,6 +70,10 @@ def _run(words: list[str]) -> int:
         return _evaluate(rest)
     if verb == "predict":
         return _predict(rest)
+    if verb == "data":
+        from googlenet_train import data_cli
+
+        return data_cli.run(rest)
     return _config(rest)
 
 
@@ -85,7 +95,7 @@ def _train(words: list[str]) -> int:
     parser = _Parser(
         prog="googlenet-train",
         usage="googlenet-train [train] --config FILE [--resume] [KEY=VALUE ...]\n"
-        "       googlenet-train evaluate|predict|config --help",
+        "       googlenet-train evaluate|predict|data|config --help",
         description="Train GoogLeNet from one YAML file.",
         epilog="Every key and its reason: googlenet-train config --defaults. Exit codes: 0 done, "
         "1 a bug of ours, 2 usage or config, 3 data, 4 checkpoint, 5 NaN or infinity, 6 storage, "
@@ -118,6 +128,11 @@ def _train(words: list[str]) -> int:
         )
     if given.resume and given.fresh:
         raise UserError("--resume and --fresh exclude each other. Leave one out", ExitCode.USAGE)
+    if given.allow_config_change and not given.resume:
+        raise UserError(
+            "--allow-config-change belongs to --resume: a new run may have any settings",
+            ExitCode.USAGE,
+        )
 
     from googlenet_train import config_file, launch
 
@@ -148,6 +163,14 @@ def _config(words: list[str]) -> int:
 
     print(config_text.schema_text() if given.schema else config_text.defaults_text(), end="")
     return ExitCode.DONE
+
+
+def _find(saved: Sequence[str], which: str) -> None:
+    """Refuse what is no run before torch is loaded."""
+    from googlenet_train.runs import named_checkpoint
+
+    for run in saved:
+        named_checkpoint(Path(run), which)
 
 
 def _saved_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,8 +205,9 @@ def _evaluate(words: list[str]) -> int:
     )
     parser.add_argument("--data", metavar="SOURCE", help="other images than the run's data.val")
     _saved_run_arguments(parser)
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
 
+    _find(given.run, given.checkpoint)
     from googlenet_train.evaluate_run import evaluate_runs
 
     return evaluate_runs(
@@ -204,8 +228,9 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("photos", metavar="PHOTO", nargs="+", help="image files and folders")
     _saved_run_arguments(parser)
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
 
+    _find([given.run], given.checkpoint)
     from googlenet_train.predict import predict
 
     return predict(

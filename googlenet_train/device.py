@@ -82,9 +82,12 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
+def prepare(
+    device: torch.device, *, threads: int | None = None, deterministic: bool = False
+) -> None:
     """Set the process up: intra-op threads, and deterministic algorithms (always on the CPU)."""
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic

@@ -31,10 +31,14 @@ class Setting:
 
     @staticmethod
     def of(config: Config, device: torch.device, views: int = 1) -> "Setting":
-        """As the run of a resolved `config` evaluates."""
+        """As the run of a resolved `config` evaluates, on the device at hand.
+
+        A run in bfloat16 is evaluated in float32 where bfloat16 would have to be emulated.
+        """
+        emulated = devices.good_precision(device) == "fp32"
         return Setting(
             device=device,
-            precision=config.device.precision,
+            precision="fp32" if emulated else config.device.precision,
             image_size=config.data.image_size,
             mean=config.data.mean,
             std=config.data.std,

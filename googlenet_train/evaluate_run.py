@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from googlenet_train import device as devices
-from googlenet_train.data.index import open_source, with_classes
+from googlenet_train.data.index import Index, open_source, with_classes
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, ensemble, evaluate
 from googlenet_train.reporting import say
@@ -31,15 +31,14 @@ def evaluate_runs(
     first = trained[0]
     for other in trained[1:]:
         _check_can_join(first, other)
-    threads = first.config.device.threads
-    devices.prepare(choice.device, threads=int(threads), deterministic=False)
+    devices.prepare(choice.device)
     where = source or first.config.data.val
     if where is None:
         raise UserError(
             f"{first.path} was trained without validation images. Pass --data FOLDER.",
             ExitCode.USAGE,
         )
-    index = with_classes(open_source(where), first.classes)
+    index = _open(where, first.classes)
     setting = Setting.of(first.config, choice.device, views=crops)
     if not first.averages and weights != "raw":
         say(f"{first.path} kept no average (ema.decays is empty): these are the raw weights")
@@ -80,6 +79,14 @@ def evaluate_runs(
             f"({row['seen']:,} images, {crops} crop{'s' if crops > 1 else ''})"
         )
     return ExitCode.DONE
+
+
+def _open(source: str, classes: Sequence[str]) -> Index:
+    try:
+        return with_classes(open_source(source), classes)
+    except UserError as error:
+        end = "" if str(error).endswith("?") else "."
+        raise UserError(f"{error}{end} Pass --data FOLDER.", error.exit_code) from None
 
 
 def _check_can_join(first: Trained, other: Trained) -> None:

@@ -4,12 +4,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from googlenet_train import __version__, config_file, config_text, distributed, runs
+from googlenet_train import __version__, checkpoint, config_file, config_text, distributed, runs
 from googlenet_train.config import Config
 from googlenet_train.data import order
 from googlenet_train.data.index import Index, check_same_classes, open_source
@@ -56,6 +57,7 @@ def prepare(
     _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
     distributed.refuse_many_ranks()
 
+    _check_keys(allow)
     run = runs.choose(config, loaded.name, resume=resume, fresh=fresh)
     _say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
@@ -64,8 +66,7 @@ def prepare(
     if config.data.val is not None:
         source = config.data.val
         val = _at(loaded, "data.val", lambda: check_same_classes(train, open_source(source)))
-    order.check_divides(config.optimizer.batch_size, 1, config.optimizer.accumulate)
-    order.steps_per_epoch(len(train), config.optimizer.batch_size)
+    _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
 
     before = runs.progress(run.folder) if resume else None
@@ -78,15 +79,37 @@ def prepare(
     launch = Launch(config, train, val, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
-        if before.step >= launch.total_steps:
+        if before.step >= launch.total_steps and _verifies(before.path):
             _say(
-                f"{run.folder} is finished, at step {before.step:,}; nothing to do. "
-                f"A larger schedule.epochs would go on."
+                f"finished at step {before.step:,} already; nothing to do. "
+                "A larger schedule.epochs would go on."
             )
             return None
     elif resume:
         _say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
+    if run.aside:
+        _say(f"fresh    the old run is now {run.aside}")
+    runs.make(run)
     return launch
+
+
+def _verifies(path: Path) -> bool:
+    try:
+        checkpoint.verify(path)
+    except UserError:  # named when the run is opened, which goes on from the one before
+        return False
+    return True
+
+
+def _check_keys(allow: Sequence[str]) -> None:
+    keys = config_text.properties()
+    for key in allow:
+        if key not in keys:
+            near = get_close_matches(key, keys, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"--allow-config-change {key}: there is no such setting.{hint}", ExitCode.USAGE
+            )
 
 
 def _continued(folder: Path, config: Config, allow: Sequence[str]) -> Config:
@@ -94,8 +117,8 @@ def _continued(folder: Path, config: Config, allow: Sequence[str]) -> Config:
     saved = runs.saved_config(folder)
     if saved is None:
         raise UserError(
-            f"{folder} has checkpoints but no {runs.CONFIG}. Restore it, or start over with "
-            "--fresh.",
+            f"{folder} has checkpoints but no {runs.CONFIG}. Restore it, or start over: --fresh in "
+            "place of --resume.",
             ExitCode.CHECKPOINT,
         )
     changed = [change for change in runs.changes(saved, config) if change[0] not in allow]
@@ -104,7 +127,8 @@ def _continued(folder: Path, config: Config, allow: Sequence[str]) -> Config:
         keys = " ".join(f"--allow-config-change {key}" for key, _, _ in changed)
         raise UserError(
             f"{folder} was trained with other settings, so going on would not be the same run:\n"
-            f"{lines}\nUndo the change, start over with --fresh, or accept it with {keys}",
+            f"{lines}\nUndo the change, accept it with {keys}, or start over: --fresh in place of "
+            "--resume.",
             ExitCode.USAGE,
         )
     auto = [key for key, value in config_text.flat(config).items() if value == "auto"]
@@ -117,8 +141,8 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
     if classes is not None and len(classes) != len(launch.train.classes):
         raise UserError(
             f"{loaded.where('data.train')}: {len(launch.train.classes)} classes, but the run in "
-            f"{launch.folder} was trained on {len(classes)}. Give it the same classes, or start a "
-            "new run.",
+            f"{launch.folder} was trained on {len(classes)}. Give it the same classes, or "
+            "start over: --fresh in place of --resume.",
             ExitCode.USAGE,
         )
     for key, fingerprint in launch.fingerprints().items():
@@ -127,9 +151,19 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
             raise UserError(
                 f"{loaded.where(key)}: the images are no longer those that the run in "
                 f"{launch.folder} was trained on (files added, removed or renamed). Restore them, "
-                "or start a new run.",
+                "or start over: --fresh in place of --resume.",
                 ExitCode.DATA,
             )
+
+
+def _check_batch(loaded: config_file.Loaded, count: int) -> None:
+    batch = loaded.config.optimizer
+    try:
+        order.check_divides(batch.batch_size, 1, batch.accumulate)
+        order.steps_per_epoch(count, batch.batch_size)
+    except UserError as error:
+        key = "optimizer.batch_size"  # the message begins with it; say where it was written too
+        raise UserError(loaded.where(key) + str(error).removeprefix(key), error.exit_code) from None
 
 
 def _check_class_count(loaded: config_file.Loaded, stated: int | str, train: Index) -> None:
@@ -145,9 +179,10 @@ def _at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
     try:
         return open_it()
     except UserError as error:
+        end = "" if str(error).endswith("?") else "."
+        other = ", or try --config quickstart.yaml" if key == "data.train" else ""
         raise UserError(
-            f"{loaded.where(key)}: {error} Pass {key}=FOLDER, or try --config quickstart.yaml.",
-            error.exit_code,
+            f"{loaded.where(key)}: {error}{end} Pass {key}=FOLDER{other}.", error.exit_code
         ) from None
 
 
@@ -163,10 +198,13 @@ def data_summary(index: Index) -> str:
     """`3,068 photos, 10 classes, from 112 (skirt) to 795 (t-shirt)`."""
     counts = index.counts()
     low, high = int(np.argmin(counts)), int(np.argmax(counts))
-    return (
-        f"{len(index):,} photos, {len(index.classes):,} classes, from {counts[low]:,} "
-        f"({index.classes[low]}) to {counts[high]:,} ({index.classes[high]})"
+    spread = (
+        f"{counts[low]:,} each"
+        if counts[low] == counts[high]
+        else f"from {counts[low]:,} ({index.classes[low]}) to {counts[high]:,} "
+        f"({index.classes[high]})"
     )
+    return f"{len(index):,} photos, {len(index.classes):,} classes, {spread}"
 
 
 def _say(line: str) -> None:

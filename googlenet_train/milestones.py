@@ -123,7 +123,7 @@ def save(run: Session) -> None:
     """Commit a checkpoint of this step; what was logged before it is on the disk first."""
     _healthy_window(run)
     run.reporter.sync()
-    checkpoint.save(run.checkpoints, capture(run))
+    saved = checkpoint.save(run.checkpoints, capture(run))
     run.saved = run.step
     protected = []
     if run.best:
@@ -133,7 +133,7 @@ def save(run: Session) -> None:
             run.launch.folder / runs.BEST,
             json.dumps({**run.best, "checkpoint": f"{best.parent.name}/{best.name}"}) + "\n",
         )
-    checkpoint.prune(run.checkpoints, run.config.checkpoint.keep, protected)
+    checkpoint.prune(run.checkpoints, saved, run.config.checkpoint.keep, protected)
 
 
 def _healthy_window(run: Session) -> dict[str, float]:

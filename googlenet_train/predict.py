@@ -25,8 +25,7 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     choice = devices.choose(kind)
     paths = [path for photo in photos for path in _photos(Path(photo))]
     trained = open_trained(run, which, choice.device)
-    threads = int(trained.config.device.threads)
-    devices.prepare(choice.device, threads=threads, deterministic=False)
+    devices.prepare(choice.device)
     setting = Setting.of(trained.config, choice.device)
     network = trained.network("ema")
     top = min(5, len(trained.classes))

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from googlenet_train.storage import fsync, write_durably
 
+EVENTS = "events.out.tfevents.*"
+
 
 class Reporter:
     """The open files of one run's log. Only rank 0 has one.
@@ -23,6 +25,9 @@ class Reporter:
         self._steps_per_epoch = steps_per_epoch
         self._metrics_path = folder / "metrics.jsonl"
         _cut(self._metrics_path, step)
+        if step == 0:  # a start that failed before its first checkpoint may have left some
+            for events in folder.glob(EVENTS):
+                events.unlink()
         self._metrics = self._metrics_path.open("a")
         # TensorBoard hides what is larger or equal, and step itself was logged before it was saved.
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
@@ -85,7 +90,7 @@ class Reporter:
         self._metrics.flush()
         fsync(self._metrics.fileno())
         self._board.flush()
-        for path in self._metrics_path.parent.glob("events.out.tfevents.*"):
+        for path in self._metrics_path.parent.glob(EVENTS):
             handle = os.open(path, os.O_RDWR)
             try:
                 fsync(handle)
@@ -127,4 +132,4 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    write_durably(path, "".join(line + "\n" for line in kept if step > 0))
+    write_durably(path, "".join(line + "\n" for line in kept))

@@ -1,5 +1,6 @@
 """The folder of a run: which one, whose, and that nobody else is writing there. No torch."""
 
+import errno
 import json
 import os
 import sys
@@ -9,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-
-from googlenet_train import config_file, config_text
+from googlenet_train import checkpoint, config_file, config_text
 from googlenet_train.config import Config
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.storage import CANNOT, warn_once
@@ -19,6 +18,7 @@ from googlenet_train.storage import CANNOT, warn_once
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
+LOCK = ".lock"
 
 # Settings that may differ when a run is resumed: none of them reaches a weight or a logged value.
 # The data's place may change too, for its fingerprint is compared instead.
@@ -29,7 +29,8 @@ class Progress(NamedTuple):
     """How far a run has come: its newest checkpoint's step, and what that says of itself."""
 
     step: int
-    info: dict[str, Any]
+    info: dict[str, Any]  # as it states it, not verified
+    path: Path
 
     @property
     def total_steps(self) -> int:
@@ -44,22 +45,17 @@ class Progress(NamedTuple):
 class RunFolder:
     folder: Path
     note: str | None = None  # why this folder, where that is not plain
+    aside: Path | None = None  # what an old run that lies there is to be renamed to
 
 
 def progress(folder: Path) -> Progress | None:
     """How far the run in `folder` has come; None where it holds no checkpoint."""
-    steps = []
-    for path in (folder / CHECKPOINTS).glob("step-*.safetensors"):
-        info: dict[str, Any] = {}
-        try:
-            with safetensors.safe_open(path, "np") as file:
-                info = json.loads((file.metadata() or {})["info"])
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError):
-            pass  # a damaged checkpoint still is somebody's run; resuming names what is wrong
-        step = path.stem.removeprefix("step-")
-        if step.isdecimal():
-            steps.append(Progress(int(step), info))
-    return max(steps, key=lambda progress: progress.step, default=None)
+    saved = [
+        Progress(checkpoint.step_of(path), checkpoint.header(path), path)
+        for path in reversed(checkpoint.checkpoints(folder / CHECKPOINTS))
+    ]
+    # Damaged ones alone still are somebody's run; resuming names what is wrong with them.
+    return next((progress for progress in saved if progress.info), saved[0] if saved else None)
 
 
 def saved_config(folder: Path) -> Config | None:
@@ -81,54 +77,73 @@ def changes(old: Config, new: Config) -> list[tuple[str, object, object]]:
 
 
 def choose(config: Config, name: str, *, resume: bool, fresh: bool) -> RunFolder:
-    """The folder that this command trains in.
+    """The folder that this command trains in; nothing is changed on the disk.
 
     Raises UserError (usage) where that would shadow or overwrite another run.
     """
     if config.run.dir is not None:
-        return _explicit(Path(config.run.dir), resume=resume, fresh=fresh)
-    taken = list(_numbered(Path("runs") / name))
-    runs = [folder for folder in taken if progress(folder) is not None]
-    same = [folder for folder in runs if _is_same(folder, config)]
-    free = next(f for f in _candidates(Path("runs") / name) if not _taken(f))
+        return _explicit(Path(config.run.dir).expanduser(), resume=resume, fresh=fresh)
+    base = Path("runs") / name
+    found = [folder for folder in _numbered(base) if _is_run(folder)]
+    same = [folder for folder in found if _is_same(folder, config)]
+    free = next(folder for folder in _candidates(base) if not _taken(folder))
     if resume:
         # One of other settings is taken too: the check of changes then says what differs.
-        for folder in reversed(same or runs):
-            return RunFolder(folder)
-        return RunFolder(free)
-    unfinished = [f for f in same if not (p := progress(f)) or not p.finished]
-    if unfinished and fresh:
-        return RunFolder(unfinished[-1], _set_aside(unfinished[-1]))
+        return RunFolder(_not_in_use((same or found)[-1]) if found else free)
+    unfinished = [f for f in same if not (at := progress(f)) or not at.finished]
     if unfinished:
-        at = progress(unfinished[-1])
-        step = f"step {at.step}" if at else "its start"
+        folder = _not_in_use(unfinished[-1])
+        if fresh:
+            return RunFolder(folder, aside=_old_name(folder))
+        step = at.step if (at := progress(folder)) else 0
         raise UserError(
-            f"{unfinished[-1]} holds an unfinished run of this config, at {step}. "
+            f"{folder} holds an unfinished run of this config, at step {step:,}. "
             "Add --resume to go on with it, or --fresh to start over (the old folder is renamed, "
             "nothing is deleted).",
             ExitCode.USAGE,
         )
-    if free.name == name:
-        return RunFolder(free)
-    return RunFolder(free, f"runs/{name} holds another run")
+    return RunFolder(free, None if free == base else f"{base} holds another run")
 
 
 def _explicit(folder: Path, *, resume: bool, fresh: bool) -> RunFolder:
-    if resume or not _taken(folder):
+    if not _taken(folder):
+        return RunFolder(folder)
+    if not _is_run(folder):
+        what = "holds other files, and no run" if folder.is_dir() else "is a file"
+        raise UserError(
+            f"run.dir={folder} {what}. Choose a folder that is new or empty.", ExitCode.USAGE
+        )
+    _not_in_use(folder)
+    if resume:
         return RunFolder(folder)
     if fresh:
-        return RunFolder(folder, _set_aside(folder))
+        return RunFolder(folder, aside=_old_name(folder))
     raise UserError(
-        f"run.dir={folder} is taken. Choose another, add --resume to go on with the run there, or "
-        "--fresh to rename it and start over.",
+        f"run.dir={folder} holds a run already. Choose another folder, add --resume to go on with "
+        "that run, or --fresh to start over (the old folder is renamed, nothing is deleted).",
         ExitCode.USAGE,
     )
 
 
-def _set_aside(folder: Path) -> str:
-    old = next(f for f in _candidates(folder.with_name(folder.name + "-old")) if not f.exists())
-    folder.rename(old)
-    return f"the old run is now {old}"
+def make(run: RunFolder) -> None:
+    """Create the run folder; an old run that lies there is renamed first.
+
+    Raises UserError (storage) where the file system refuses.
+    """
+    try:
+        if run.aside is not None:
+            run.folder.rename(run.aside)
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the run folder {run.folder} cannot be made ({error.strerror}). "
+            "Choose another with run.dir=FOLDER.",
+            ExitCode.STORAGE,
+        ) from None
+
+
+def _old_name(folder: Path) -> Path:
+    return next(f for f in _candidates(folder.with_name(folder.name + "-old")) if not f.exists())
 
 
 def _candidates(base: Path) -> Iterator[Path]:
@@ -148,14 +163,16 @@ def _numbered(base: Path) -> Iterator[Path]:
 
 def _taken(folder: Path) -> bool:
     """Whether something worth keeping lies there. A start that failed before its first checkpoint
-    leaves nothing: its folder is used again."""
-    if not folder.exists():
-        return False
+    leaves nothing: its folder, known by the lock, is used again."""
     if not folder.is_dir():
-        return True
-    if (folder / CONFIG).is_file():
-        return progress(folder) is not None or _is_locked(folder)
-    return any(entry.name != ".lock" for entry in folder.iterdir())
+        return folder.exists()
+    if (folder / LOCK).exists():
+        return _is_run(folder)
+    return any(folder.iterdir())
+
+
+def _is_run(folder: Path) -> bool:
+    return progress(folder) is not None or _is_locked(folder)
 
 
 def _is_same(folder: Path, config: Config) -> bool:
@@ -190,28 +207,72 @@ def _lock(folder: Path) -> int | None:
         return None
     import fcntl
 
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in CANNOT:
+        if error.errno in (*CANNOT, errno.ENOLCK):
             warn_once(f"{folder}: this storage has no locks; do not train twice in one folder")
             return handle
         os.close(handle)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
         raise UserError(
             f"{folder}: another process is training there. Wait for it or stop it, or choose "
-            "another run.dir.",
+            "another folder with run.dir=FOLDER.",
             ExitCode.USAGE,
         ) from None
     return handle
 
 
+def _not_in_use(folder: Path) -> Path:
+    """`folder`. Raises UserError (usage) where another process trains there."""
+    if (folder / LOCK).exists():
+        with lock(folder):
+            pass
+    return folder
+
+
 def _is_locked(folder: Path) -> bool:
     try:
-        with lock(folder):
-            return False
+        _not_in_use(folder)
     except UserError:
         return True
+    return False
+
+
+def named_checkpoint(run: Path, which: str) -> Path | None:
+    """The file that RUN, a run folder or a checkpoint, and `which` (last, best, STEP) mean.
+
+    None for the last one that verifies. Raises UserError (usage) where there is no such file.
+    """
+    if run.is_file():
+        return run
+    folder = run / CHECKPOINTS
+    saved = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(folder)}
+    if not saved:
+        what = "holds no checkpoint" if run.is_dir() else "does not exist"
+        raise UserError(
+            f"{run} {what}. RUN is the folder of a run, such as runs/quickstart, or a checkpoint.",
+            ExitCode.USAGE,
+        )
+    if which == "last":
+        return None
+    if which == "best":
+        best = best_checkpoint(run)
+        if best is None:
+            raise UserError(
+                f"{run} has no best checkpoint: it was never evaluated. Use --checkpoint last.",
+                ExitCode.USAGE,
+            )
+        return best
+    if not which.isdecimal() or int(which) not in saved:
+        raise UserError(
+            f"--checkpoint {which}: {run} has step{'s' if len(saved) > 1 else ''} "
+            f"{', '.join(map(str, saved))}. Give one of them, last or best.",
+            ExitCode.USAGE,
+        )
+    return saved[int(which)]
 
 
 def best_checkpoint(folder: Path) -> Path | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from googlenet_train import checkpoint, runs
+from googlenet_train import __version__, checkpoint, runs
 from googlenet_train.config import Config
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Network, with_weights
@@ -48,7 +48,14 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
     Raises UserError (usage) where RUN is neither, (checkpoint) where it is damaged.
     """
     state = _state(Path(run), which)
-    config = Config.model_validate(state.info["config"])
+    try:
+        config = Config.model_validate(state.info["config"])
+    except ValueError:
+        raise UserError(
+            f"{run} was written by googlenet-train {state.info['version']}, whose settings this "
+            f"version, {__version__}, does not know. Use that version.",
+            ExitCode.CHECKPOINT,
+        ) from None
     model = build_model(config, len(state.info["classes"]))
     model.load_state_dict(state.model)
     averages = {
@@ -60,35 +67,11 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
 
 
 def _state(run: Path, which: str) -> checkpoint.TrainState:
-    if run.is_file():
-        return checkpoint.load(run)
-    folder = run / runs.CHECKPOINTS
-    saved = checkpoint.checkpoints(folder)
-    if not saved:
-        what = "holds no checkpoint yet" if run.is_dir() else "does not exist"
-        raise UserError(
-            f"{run} {what}. RUN is the folder of a run, such as runs/quickstart, or a checkpoint.",
-            ExitCode.USAGE,
-        )
-    if which == "last":
-        state, bad = checkpoint.newest(folder)
-        for line in bad:
-            warn_once(f"{line}; taking the one before")
-        assert state is not None
-        return state
-    if which == "best":
-        best = runs.best_checkpoint(run)
-        if best is None:
-            raise UserError(
-                f"{run} has no best checkpoint: it was never evaluated. Use --checkpoint last.",
-                ExitCode.USAGE,
-            )
-        return checkpoint.load(best)
-    steps = [checkpoint.step_of(path) for path in saved]
-    if not which.isdecimal() or int(which) not in steps:
-        raise UserError(
-            f"--checkpoint {which}: {run} has the steps {', '.join(map(str, steps))}. Give one of "
-            "them, last or best.",
-            ExitCode.USAGE,
-        )
-    return checkpoint.load(checkpoint.checkpoint_path(folder, int(which)))
+    path = runs.named_checkpoint(run, which)
+    if path is not None:
+        return checkpoint.load(path)
+    state, bad = checkpoint.newest(run / runs.CHECKPOINTS)
+    for line in bad:
+        warn_once(f"{line}; taking the one before")
+    assert state is not None
+    return state
