@@ -131,6 +131,40 @@ class Augment(Section):
         description="Probability of mirroring left to right. 0.5 suits photos; write 0 where left "
         "and right differ in meaning, as in text or road signs.",
     )
+    photometric: bool = Field(
+        default=False,
+        description="Change brightness, contrast, colour and lighting at random, as the paper "
+        "does. Off, because it costs time and short training has no use for it.",
+    )
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
+        default="none",
+        description="Shears, shifts, turns and changes of colour: randaugment draws two of 14 "
+        "operations, trivialaugment one of any strength. Both pay in long training only.",
+    )
+    policy_magnitude: int = Field(
+        default=9,
+        ge=0,
+        le=30,
+        description="Strength of randaugment's operations, of 30. 9 is the usual one; a small "
+        "network takes less. trivialaugment draws its own.",
+    )
+    erase: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Probability that a random box of the image becomes noise. 0 is the paper's; "
+        "0.1 to 0.25 is usual in training of 100 epochs and more.",
+    )
+    mixup: NotNegative = Field(
+        default=0.0,
+        description="Blend each image and its label with another's, in shares from Beta(mixup, "
+        "mixup); 0 for none. 0.2 is usual; short training of a small network loses by it.",
+    )
+    cutmix: NotNegative = Field(
+        default=0.0,
+        description="Paste a box of another image over each, in shares from Beta(cutmix, cutmix); "
+        "0 for none, 1 is usual. With mixup too, each image gets one of the two.",
+    )
 
 
 class Model(Section):

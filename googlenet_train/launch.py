@@ -12,7 +12,7 @@ import numpy as np
 
 from googlenet_train import __version__, checkpoint, config_file, config_text, distributed, runs
 from googlenet_train.config import Config
-from googlenet_train.data import order
+from googlenet_train.data import mixing, order
 from googlenet_train.data.index import Index, check_same_classes, open_source
 from googlenet_train.errors import ExitCode, UserError
 
@@ -161,6 +161,8 @@ def _check_batch(loaded: config_file.Loaded, count: int) -> None:
     try:
         order.check_divides(batch.batch_size, 1, batch.accumulate)
         order.steps_per_epoch(count, batch.batch_size)
+        if loaded.config.augment.mixup or loaded.config.augment.cutmix:
+            mixing.check_pairs(batch.batch_size, 1, batch.accumulate)
     except UserError as error:
         key = "optimizer.batch_size"  # the message begins with it; say where it was written too
         raise UserError(loaded.where(key) + str(error).removeprefix(key), error.exit_code) from None

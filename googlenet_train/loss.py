@@ -21,6 +21,7 @@ def googlenet_loss(
     outputs: Tensor | GoogLeNetOutputs,
     targets: Tensor,
     *,
+    second: tuple[Tensor, Tensor] | None = None,
     aux_weight: float = 0.3,
     label_smoothing: float = 0.0,
 ) -> Losses:
@@ -28,11 +29,22 @@ def googlenet_loss(
 
     `outputs`: logits of shape (N, num_classes), alone or with the heads'. `targets`: (N,) class
     numbers. A network without heads has the main loss alone.
+
+    `second`, of mixed images: other class numbers and their shares s, both (N,). Each CE is then
+    (1 - s) CE(targets) + s CE(other), image by image.
     """
 
     def cross_entropy(logits: Tensor) -> Tensor:
         # float32: a sum of exponentials has no room in bfloat16's eight bits.
-        return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+        logits = logits.float()
+        if second is None:
+            return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        others, shares = second
+        first, other = (
+            F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+            for labels in (targets, others)
+        )
+        return ((1 - shares) * first + shares * other).mean()
 
     if isinstance(outputs, Tensor):
         main = cross_entropy(outputs)

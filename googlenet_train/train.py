@@ -48,10 +48,16 @@ def train_step(
         torch.manual_seed(key(seed, _DROPOUT, step, number))
         images = to_device(batch.images, device, mean, std)
         labels = batch.labels.to(device, non_blocking=True)
+        second = batch.second
+        if second is not None:
+            second = (
+                second[0].to(device, non_blocking=True),
+                second[1].to(device, non_blocking=True),
+            )
         with devices.autocast(device, precision):
             outputs = model(images)
         losses = googlenet_loss(
-            outputs, labels, aux_weight=aux_weight, label_smoothing=label_smoothing
+            outputs, labels, second=second, aux_weight=aux_weight, label_smoothing=label_smoothing
         )
         torch.autograd.backward(losses.total / len(micro_batches))
         logits = outputs if isinstance(outputs, Tensor) else outputs.main
@@ -92,13 +98,7 @@ def train(launch: Launch) -> ExitCode:
 def _train(run: Session, signals: Signals) -> ExitCode:
     config, total = run.config, run.launch.total_steps
     parts = config.optimizer.accumulate
-    augmentation = Augmentation(
-        config.augment.crop,
-        config.augment.scale,
-        config.augment.ratio,
-        config.augment.interpolation,
-        config.augment.flip,
-    )
+    augmentation = Augmentation(**dict(config.augment))
 
     def make(number: int) -> Batch:
         step, part = divmod(number, parts)

@@ -46,7 +46,7 @@ def pack(index: Index, shard: Path) -> None:
         raise ValueError(f"two photos for {shard} share one name before the ending")
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, i in sorted(zip(keys, range(len(keys)), strict=True)):
-            photo = shrink(index.read(i))
+            photo = shrink(bytes(index.read(i)))
             member = tarfile.TarInfo(f"{key}.jpg")  # time 0, owner 0, mode 0644
             member.size = len(photo)
             tar.addfile(member, io.BytesIO(photo))

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from googlenet_train.data import crops, order
+from googlenet_train.data import color, crops, mixing, order, policies
 from googlenet_train.data.decode import (
     INTERPOLATIONS,
     UndecodableImage,
@@ -22,6 +22,7 @@ from googlenet_train.data.decode import (
     image_size,
     resize,
 )
+from googlenet_train.data.erasing import random_erase
 from googlenet_train.data.index import Index
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.randomness import Draws
@@ -31,7 +32,8 @@ T = TypeVar("T")
 
 class Batch(NamedTuple):
     images: Tensor  # (N, 3, size, size) uint8, channels last; ten-crop: (N * crops, 3, size, size)
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64; of a mixed image the label with the larger share
+    second: tuple[Tensor, Tensor] | None = None  # mixed: (N,) the other labels, (N,) their shares
 
 
 class Augmentation(NamedTuple):
@@ -42,6 +44,17 @@ class Augmentation(NamedTuple):
     ratio: tuple[float, float]
     interpolation: str
     flip: float
+    photometric: bool = False
+    policy: str = "none"
+    policy_magnitude: int = 9
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an image gets a part of its neighbour in the batch."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Iterator[T]:
@@ -66,11 +79,12 @@ def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Itera
 
 
 def training_image(
-    data: bytes, draws: Draws, size: int, augmentation: Augmentation
+    data: bytes | memoryview, draws: Draws, size: int, augmentation: Augmentation
 ) -> tuple[Tensor, crops.Box]:
     """One augmented view, (3, size, size) uint8, and the box of the image that it shows.
 
     The box is chosen from the header's size alone, so a decoder may leave out all that lies beside.
+    What is switched off draws nothing: the rest stays as it is without. Mixing is of batches.
     """
     height, width = image_size(data)
     if augmentation.crop == "vgg_scale_jitter":
@@ -83,10 +97,20 @@ def training_image(
     if interpolation == "random":
         interpolation = INTERPOLATIONS[draws.integer(len(INTERPOLATIONS))]
     pixels = resize(decode(data, box), size, size, interpolation)
-    return (pixels.flip(2) if draws.uniform() < augmentation.flip else pixels), box
+    if draws.uniform() < augmentation.flip:
+        pixels = pixels.flip(2)
+    if augmentation.photometric:
+        pixels = color.photometric(pixels, draws)
+    if augmentation.policy == "randaugment":
+        pixels = policies.randaugment(pixels, draws, augmentation.policy_magnitude)
+    elif augmentation.policy == "trivialaugment":
+        pixels = policies.trivialaugment_wide(pixels, draws)
+    if augmentation.erase:
+        pixels = random_erase(pixels, draws, augmentation.erase)
+    return pixels, box
 
 
-def evaluation_views(data: bytes, size: int, views: int = 1) -> Tensor:
+def evaluation_views(data: bytes | memoryview, size: int, views: int = 1) -> Tensor:
     """(views, 3, size, size) uint8: the centre crop, or the 10 or 144 crops of `crops.views`."""
     pixels = decode(data)
     height, width = int(pixels.shape[1]), int(pixels.shape[2])
@@ -104,7 +128,8 @@ def evaluation_views(data: bytes, size: int, views: int = 1) -> Tensor:
     return out
 
 
-def _read(index: Index, i: int, make: Callable[[bytes], T]) -> T:
+def read(index: Index, i: int, make: Callable[[bytes | memoryview], T]) -> T:
+    """`make(bytes of image i)`. Raises UserError (DATA), naming the image, if it is undecodable."""
     try:
         return make(index.read(i))
     except UndecodableImage as error:
@@ -134,19 +159,57 @@ def training_batch(
     epoch = step // order.steps_per_epoch(len(index), batch_size)
     images = _empty(len(chosen), image_size)
 
-    def view(data: bytes, draws: Draws) -> Tensor:
+    def view(data: bytes | memoryview, draws: Draws) -> Tensor:
         return training_image(data, draws, image_size, augmentation)[0]
 
     for row, i in enumerate(chosen.tolist()):
-        images[row] = _read(index, i, partial(view, draws=Draws(seed, epoch, i)))
-    return Batch(images, torch.from_numpy(index.labels[chosen]).long())
+        images[row] = read(index, i, partial(view, draws=Draws(seed, epoch, i)))
+    labels = torch.from_numpy(index.labels[chosen]).long()
+    if not augmentation.mixes:
+        return Batch(images, labels)
+    mixing.check_pairs(batch_size, world_size, accumulate)
+    first = (micro_batch * world_size + rank) * len(chosen)  # its position in the global batch
+    return _mixed(
+        Batch(images, labels),
+        [
+            mixing.draw(
+                seed,
+                step,
+                first + row,
+                image_size,
+                image_size,
+                augmentation.mixup,
+                augmentation.cutmix,
+            )
+            for row in range(len(chosen))
+        ],
+    )
+
+
+def _mixed(batch: Batch, mixes: Sequence[mixing.Mix]) -> Batch:
+    """Each image mixed with the other one of its pair, as `mixes` says."""
+    images = batch.images.numpy()
+    for row in range(0, len(mixes), 2):
+        one, other = images[row], images[row + 1]
+        images[row : row + 2] = (
+            mixing.mixed(one, other, mixes[row]),
+            mixing.mixed(other, one, mixes[row + 1]),
+        )
+    shares = torch.tensor([mix.share for mix in mixes])
+    partners = batch.labels.view(-1, 2).flip(1).flatten()
+    own = shares >= 0.5
+    return Batch(
+        batch.images,
+        torch.where(own, batch.labels, partners),
+        (torch.where(own, partners, batch.labels), torch.minimum(shares, 1 - shares)),
+    )
 
 
 def evaluation_batch(index: Index, chosen: Sequence[int], size: int, views: int = 1) -> Batch:
     """The evaluation crops of the images `chosen`."""
     images = _empty(len(chosen) * views, size)
     for row, i in enumerate(chosen):
-        images[row * views : (row + 1) * views] = _read(
+        images[row * views : (row + 1) * views] = read(
             index, i, lambda data: evaluation_views(data, size, views)
         )
     return Batch(images, torch.tensor([int(index.labels[i]) for i in chosen], dtype=torch.int64))
