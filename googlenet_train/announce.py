@@ -45,9 +45,11 @@ def time_left(run: Session, seconds_per_step: float) -> None:
 
 def status(run: Session, values: Mapping[str, float]) -> None:
     """The state of training in one line."""
+    learnt = "all steps skipped, "
+    if "train/loss" in values:
+        learnt = f"loss {values['train/loss']:.3f}, top-1 {values['train/top1']:.1f} %, "
     run.reporter.status(
-        f"loss {values['train/loss']:.3f}, top-1 {values['train/top1']:.1f} %, "
-        f"{values['train/images_per_second']:.0f} img/s",
+        f"{learnt}{values['train/images_per_second']:.0f} img/s",
         run.step,
         run.launch.total_steps,
     )
@@ -62,11 +64,16 @@ def evaluated(run: Session, results: Mapping[str, Mapping[str, float]]) -> None:
         line += f"EMA top-1 {results['val_ema']['top1']:.1f} %  raw {raw['top1']:.1f} %  "
     else:
         line += f"top-1 {raw['top1']:.1f} %  "
+    missing = len(run.launch.val or ()) - int(raw["seen"])
+    if missing:
+        line += f"{missing:,} image{'s' if missing > 1 else ''} unreadable, left out  "
     say(f"{line}loss {results.get('val_ema', raw)['loss']:.3f}  ({duration(run.elapsed())})")
 
 
 def show_training_photos(run: Session, batch: Batch) -> None:
     """train_batch.jpg: the first images of the first step, as the network sees them."""
+    if len(batch.labels) == 0:  # none of its images can be read
+        return
     classes = run.launch.train.classes
     captions = [[classes[label]] for label in batch.labels[:SHEET].tolist()]
     path = run.launch.folder / "train_batch.jpg"
@@ -78,7 +85,9 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     """val_predictions.jpg: photos spread over the validation set, true class and prediction."""
     count = min(SHEET, len(index))
     chosen = [i * len(index) // count for i in range(count)]
-    batch = evaluation_batch(index, chosen, setting.image_size)
+    batch = evaluation_batch(index, chosen, setting.image_size, quarantine=setting.quarantine)
+    if len(batch.labels) == 0:
+        return
     average = run.averages[max(run.averages)] if run.averages else None
     run.model.eval()
     p = probabilities(with_weights(run.model, average), batch.images, setting).cpu()
@@ -93,6 +102,13 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     wrong = [label != g for label, g in zip(labels, guess, strict=True)]
     contact_sheet(path, batch.images, captions, wrong)
     run.reporter.picture("val/predictions", path, run.step)
+
+
+def kept(run: Session) -> None:
+    """What a run that ends with an error has, before the error itself is told."""
+    run.reporter.close_bar()
+    if run.step > 0:
+        say(f"saved    at step {run.step:,}; --resume goes on from there")
 
 
 def stopped(run: Session, number: int) -> ExitCode:

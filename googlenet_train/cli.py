@@ -5,9 +5,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from googlenet_train import __version__
+from googlenet_train.arguments import Parser
 from googlenet_train.errors import ExitCode, UserError
 
 WELCOME = """\
@@ -22,11 +22,6 @@ Every flag: googlenet-train --help
 """
 
 VERBS = ("train", "evaluate", "predict", "data", "config")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See {self.prog} --help", ExitCode.USAGE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +87,7 @@ def _refuse_unknown_verb(word: str) -> None:
 
 
 def _train(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="googlenet-train",
         usage="googlenet-train [train] --config FILE [--resume] [KEY=VALUE ...]\n"
         "       googlenet-train evaluate|predict|data|config --help",
@@ -151,7 +146,7 @@ def _train(words: list[str]) -> int:
 
 
 def _config(words: list[str]) -> int:
-    parser = _Parser(prog="googlenet-train config", description="Every key of a config file.")
+    parser = Parser(prog="googlenet-train config", description="Every key of a config file.")
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument(
         "--defaults", action="store_true", help="YAML with every key, its default and its reason"
@@ -187,7 +182,7 @@ def _saved_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="googlenet-train evaluate",
         description="Evaluate a trained network on its validation images.",
     )
@@ -222,7 +217,7 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _predict(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="googlenet-train predict", description="The five likeliest classes of photos."
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")

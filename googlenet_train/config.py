@@ -37,8 +37,8 @@ def _unique(numbers: tuple[float, ...]) -> tuple[float, ...]:
 FromList = Field(strict=False)
 Triple = Annotated[tuple[float, float, float], FromList]
 PositiveTriple = Annotated[tuple[Positive, Positive, Positive], FromList]
-AreaShare = Annotated[float, Field(gt=0, le=1)]
-AreaLimits = Annotated[tuple[AreaShare, AreaShare], FromList, AfterValidator(_in_order)]
+Share = Annotated[float, Field(gt=0, le=1)]
+AreaLimits = Annotated[tuple[Share, Share], FromList, AfterValidator(_in_order)]
 RatioLimits = Annotated[tuple[Positive, Positive], FromList, AfterValidator(_in_order)]
 Decays = Annotated[tuple[BelowOne, ...], FromList, AfterValidator(_unique)]
 
@@ -88,6 +88,16 @@ class Data(Section):
         default="auto",
         description="Threads that decode images ahead of the step; 0 decodes between steps. auto "
         "fits the processor; the pixels are the same for every number.",
+    )
+    on_error: Literal["stop", "quarantine"] = Field(
+        default="stop",
+        description="At an image that cannot be read: stop and name it, or quarantine: leave it "
+        "out, without a substitute, and list it in the run's quarantine.csv.",
+    )
+    quarantine_limit: Share = Field(
+        default=0.01,
+        description="Largest part of a data set that quarantine may leave out, rounded up to "
+        "whole images. 0.01 forgives damaged files; a disk that has failed stops the run.",
     )
     mean: Triple = Field(
         default=(0.485, 0.456, 0.406),
@@ -258,6 +268,17 @@ class Optimizer(Section):
         default=None,
         description="Longest gradient allowed; a longer one is scaled down to it. null does not "
         "clip: batch normalisation keeps this network stable without.",
+    )
+
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="After a step whose loss or gradients are NaN or infinite, which changes "
+        "nothing: stop the run, since such steps rarely come alone, or skip it and go on.",
+    )
+    skip_limit: Count = Field(
+        default=3,
+        description="With on_nonfinite: skip, how many steps in a row may be skipped. More stop "
+        "the run: 3 passes over a bad batch or two, and not over a network that is broken.",
     )
 
     @field_validator("accumulate")

@@ -30,14 +30,18 @@ def decay_after(updates: int, decay: float, every_steps: int = 1) -> float:
 
 
 @torch.no_grad()
-def update(average: Average, live: Mapping[str, Tensor], d: float) -> None:
+def update(
+    average: Average, live: Mapping[str, Tensor], d: float, bad: Tensor | None = None
+) -> None:
     """average = d average + (1 - d) live, in place; integer tensors (counters) are copied.
 
     Parameters and BatchNorm statistics alike: statistics belong to the weights they were taken
-    under, so both must be averaged the same way.
+    under, so both must be averaged the same way. Nothing changes where `bad`, a 0-dim boolean on
+    the device, is true; the device is not waited for.
     """
-    floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([average[n] for n in floating], [live[n] for n in floating], 1 - d)
+    share = 1 - d if bad is None else torch.where(bad, 0.0, 1 - d)
     for name, tensor in average.items():
-        if not tensor.is_floating_point():
-            tensor.copy_(live[name])
+        if tensor.is_floating_point():
+            tensor.lerp_(live[name], share)
+        else:
+            tensor.copy_(live[name] if bad is None else torch.where(bad, tensor, live[name]))

@@ -11,7 +11,8 @@ from googlenet_train import device as devices
 from googlenet_train import metrics
 from googlenet_train.config import Config
 from googlenet_train.data.index import Index
-from googlenet_train.data.loader import Batch, ahead, evaluation_batch, to_device
+from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, to_device
+from googlenet_train.errors import ExitCode, UserError
 
 Network = Callable[[Tensor], Tensor]  # normalised images (N, 3, size, size) to logits (N, classes)
 
@@ -28,6 +29,7 @@ class Setting:
     batch_size: int
     workers: int
     views: int = 1
+    quarantine: bool = False  # leave out what cannot be read
 
     @staticmethod
     def of(config: Config, device: torch.device, views: int = 1) -> "Setting":
@@ -45,6 +47,7 @@ class Setting:
             batch_size=config.evaluate.batch_size,
             workers=int(config.data.workers),
             views=views,
+            quarantine=config.data.on_error == "quarantine",
         )
 
 
@@ -88,25 +91,35 @@ def evaluate(
     *,
     interrupted: Callable[[], bool] = lambda: False,
     progress: Callable[[int], object] = lambda images: None,
+    leave_out: Callable[[Sequence[Lost]], object] = lambda lost: None,
 ) -> dict[str, dict[str, float]] | None:
     """Per network: `top1`, `top5`, `top1_macro` (percent), `loss`, `seen`.
 
     Every image is seen exactly once: the last batch is smaller, nothing is padded. Each image is
-    decoded once, whatever the number of networks. None where `interrupted` came true.
+    decoded once, whatever the number of networks. None where `interrupted` came true. With
+    `setting.quarantine` those that cannot be read are told to `leave_out` and not seen.
     """
     per_batch = max(1, setting.batch_size // setting.views)
     starts = range(0, len(index), per_batch)
 
     def make(start: int) -> Batch:
         chosen = range(start, min(start + per_batch, len(index)))
-        return evaluation_batch(index, chosen, setting.image_size, setting.views)
+        return evaluation_batch(
+            index, chosen, setting.image_size, setting.views, setting.quarantine
+        )
 
     counts = {name: metrics.new_counts(len(index.classes), setting.device) for name in networks}
+    seen = 0
     for batch in ahead(make, starts, setting.workers):
         if interrupted():
             return None
-        labels = batch.labels.to(setting.device)
-        for name, network in networks.items():
-            metrics.count(counts[name], probabilities(network, batch.images, setting), labels)
-        progress(len(labels))
+        leave_out(batch.lost)
+        if len(batch.labels):
+            labels = batch.labels.to(setting.device)
+            for name, network in networks.items():
+                metrics.count(counts[name], probabilities(network, batch.images, setting), labels)
+        seen += len(batch.labels)
+        progress(len(batch.labels) + len(batch.lost))
+    if seen == 0:
+        raise UserError("none of the images to evaluate on can be read", ExitCode.DATA)
     return {name: metrics.summary(c) for name, c in counts.items()}

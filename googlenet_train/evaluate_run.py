@@ -11,6 +11,7 @@ from googlenet_train import device as devices
 from googlenet_train.data.index import Index, open_source, with_classes
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, ensemble, evaluate
+from googlenet_train.quarantine import Quarantine
 from googlenet_train.reporting import say
 from googlenet_train.trained import Trained, open_trained
 
@@ -50,9 +51,16 @@ def evaluate_runs(
         else first.network(kind)
         for kind in kinds
     }
+    quarantine = Quarantine({where: index}, first.config.data.quarantine_limit)
     started = time.monotonic()
     with tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=None) as bar:
-        results = evaluate(networks, index, setting, progress=bar.update)
+        results = evaluate(
+            networks,
+            index,
+            setting,
+            progress=bar.update,
+            leave_out=lambda lost: quarantine.add(where, lost, 0),
+        )
     assert results is not None
     seconds = time.monotonic() - started
     rows = [

@@ -5,12 +5,18 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 from tqdm import tqdm
 
-from googlenet_train import announce, checkpoint, runs
+from googlenet_train import announce, bad_step, checkpoint, runs
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, evaluate, with_weights
+from googlenet_train.quarantine import Quarantine
+from googlenet_train.reporting import Reporter
 from googlenet_train.session import WINDOW, Session, capture, learning_rate_at
 from googlenet_train.signals import Signals
 from googlenet_train.storage import write_durably
@@ -58,26 +64,32 @@ class Clock:
 
 
 def log(run: Session, clock: Clock) -> None:
-    """Read the window, the one place where training waits for the device, and begin a new one."""
-    sums = _healthy_window(run)
+    """Log the means of the window, and begin a new one."""
+    sums, skipped = _look(run)
     seconds, waited, steps = clock.lap()
-    seen = sums["seen"]
-    heads = () if run.model.aux1 is None else ("loss_aux1", "loss_aux2")
-    values = {f"train/{name}": sums[name] / seen for name in ("loss", "loss_main", *heads)}
+    values = {}
+    if sums["steps"]:  # none where all were skipped
+        heads = () if run.model.aux1 is None else ("loss_aux1", "loss_aux2")
+        names = ("loss", "loss_main", *heads)
+        values = {f"train/{name}": sums[name] / sums["seen"] for name in names}
+        values["train/top1"] = 100 * sums["correct"] / sums["seen"]
+        values["train/grad_norm"] = sums["grad_norm"] / sums["steps"]
+    if run.config.optimizer.on_nonfinite == "skip":
+        values["train/skipped_steps"] = skipped
     values |= {
-        "train/top1": 100 * sums["correct"] / seen,
         "train/lr": learning_rate_at(run.launch, run.step - 1),
-        "train/grad_norm": sums["grad_norm"] / sums["steps"],
         "train/images_per_second": steps * run.config.optimizer.batch_size / seconds,
         "train/data_wait": waited / steps,
     }
     run.window.zero_()
+    run.guard.counts[0] = 0
     run.reporter.log(run.step, values)
     announce.status(run, values)
 
 
 def evaluate_run(run: Session, signals: Signals) -> None:
     """Evaluate the weights and every average; a signal to stop leaves it undone."""
+    _look(run)
     index = run.launch.val
     if index is None:
         run.evaluated = run.step
@@ -95,6 +107,7 @@ def evaluate_run(run: Session, signals: Signals) -> None:
             setting,
             interrupted=lambda: signals.stop is not None,
             progress=bar.update,
+            leave_out=lambda lost: run.quarantine.add("data.val", lost, run.step),
         )
     finally:
         run.model.train()
@@ -119,38 +132,78 @@ def evaluate_run(run: Session, signals: Signals) -> None:
     announce.show_predictions(run, index, setting)
 
 
-def save(run: Session) -> None:
-    """Commit a checkpoint of this step; what was logged before it is on the disk first."""
-    _healthy_window(run)
-    run.reporter.sync()
-    saved = checkpoint.save(run.checkpoints, capture(run))
-    run.saved = run.step
-    protected = []
-    if run.best:
-        best = checkpoint.checkpoint_path(run.checkpoints, run.best["step"])
-        protected = [best]
-        write_durably(
-            run.launch.folder / runs.BEST,
-            json.dumps({**run.best, "checkpoint": f"{best.parent.name}/{best.name}"}) + "\n",
-        )
-    checkpoint.prune(run.checkpoints, saved, run.config.checkpoint.keep, protected)
+def save(run: Session, *, prune: bool = True) -> None:
+    """Copy this step's state; another thread commits it as a checkpoint while training goes on.
 
-
-def _healthy_window(run: Session) -> dict[str, float]:
-    """The window's sums on the host. Raises UserError (numeric) where one is NaN or infinite.
-
-    A sum keeps every NaN and infinity that entered it, so none since the last look is missed, and
-    none is ever saved.
+    Waits for a save that is not done yet. Errors come out of `run.background`.
     """
-    sums = dict(zip(WINDOW, run.window.tolist(), strict=True))
-    if all(math.isfinite(value) for value in sums.values()):
-        return sums
-    first = run.step - int(sums["steps"]) + 1 if math.isfinite(sums["steps"]) else run.step
-    kept = checkpoint.checkpoints(run.checkpoints)
-    healthy = f"the last healthy checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-    raise UserError(
-        f"the loss or the gradients became NaN or infinite in steps {first} to {run.step}; "
-        f"{healthy}. Lower optimizer.lr ({run.config.optimizer.lr:g}), lengthen "
-        "schedule.warmup_epochs, or set optimizer.clip_norm.",
-        ExitCode.NUMERIC,
-    )
+    _look(run)
+    run.reporter.flush()
+    keep = run.config.checkpoint.keep if prune else None
+    work = partial(_commit, run.reporter, run.quarantine, run.launch.folder, capture(run), keep)
+    run.background.start(work)
+    run.saved = run.step
+
+
+def _commit(
+    reporter: Reporter,
+    quarantine: Quarantine,
+    folder: Path,
+    state: checkpoint.TrainState,
+    keep: int | None,
+) -> None:
+    """What was logged before the checkpoint is on the disk before it, what names it after it."""
+    _refuse_poisoned(state)
+    reporter.fsync()
+    quarantine.fsync()
+    checkpoints = folder / runs.CHECKPOINTS
+    saved = checkpoint.save(checkpoints, state)
+    protected = []
+    if best := state.info["best"]:
+        path = checkpoint.checkpoint_path(checkpoints, best["step"])
+        protected = [path]
+        named = {**best, "checkpoint": f"{path.parent.name}/{path.name}"}
+        write_durably(folder / runs.BEST, json.dumps(named) + "\n")
+    if keep is not None:
+        checkpoint.prune(checkpoints, saved, keep, protected)
+
+
+def _refuse_poisoned(state: checkpoint.TrainState) -> None:
+    """Raise UserError (numeric) where the state holds a NaN or an infinity, however it came there.
+
+    The guard sees losses and gradients; a weight can overflow after them, memory can fail.
+    """
+    for name, tensor in checkpoint.named_tensors(state).items():
+        if not np.isfinite(tensor.numpy()).all():
+            raise UserError(
+                f"step {state.step}: {name} holds NaN or infinity, so this state is not saved; "
+                "earlier checkpoints are untouched. Go on from them with --resume and a lower "
+                "optimizer.lr (--allow-config-change optimizer.lr).",
+                ExitCode.NUMERIC,
+            )
+
+
+def _look(run: Session) -> tuple[dict[str, float], int]:
+    """The window's sums, and the steps skipped in it: where training waits for the device.
+
+    Raises UserError (numeric), with the state before it saved, where a step was bad once too often.
+    """
+    skipped, in_a_row, fatal = run.guard.counts.tolist()
+    if fatal >= 0:
+        _stop_at_bad_step(run, fatal, in_a_row)
+    return dict(zip(WINDOW, run.window.tolist(), strict=True)), skipped
+
+
+def _stop_at_bad_step(run: Session, fatal: int, skipped_before: int) -> NoReturn:
+    run.step = fatal  # nothing has changed since: this still is the state after so many steps
+    run.guard.counts[-1] = -1
+    kept = checkpoint.checkpoint_path(run.checkpoints, fatal) if fatal else None
+    try:
+        if run.saved < fatal > 0:
+            save(run, prune=False)  # the trouble may be older than its first NaN
+        run.background.wait()
+    except UserError as error:
+        if error.exit_code != ExitCode.NUMERIC:
+            raise
+        kept = next(reversed(checkpoint.checkpoints(run.checkpoints)), None)
+    raise UserError(bad_step.report(run, skipped_before, kept), ExitCode.NUMERIC)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def build_sgd(
@@ -19,7 +19,31 @@ def build_sgd(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    if momentum:
+        # The fused kernel would make them at its first step from raw memory and, where that step
+        # is masked, leave them so (seen in torch 2.14). From 0 the first update is the same.
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+@torch.no_grad()
+def masked_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """`optimizer.step()`, and nothing at all where `bad`, a 0-dim boolean on the device, is true.
+
+    The device is not waited for. A fused optimizer masks by itself, as for a gradient scaler.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    state = [p for group in optimizer.param_groups for p in group["params"]]
+    state += [t for slot in optimizer.state.values() for t in slot.values() if torch.is_tensor(t)]
+    before = [tensor.clone() for tensor in state]
+    optimizer.step()
+    for tensor, old in zip(state, before, strict=True):
+        tensor.copy_(torch.where(bad, old, tensor))
 
 
 def learning_rate(

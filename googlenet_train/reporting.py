@@ -85,12 +85,14 @@ class Reporter:
             self._bar.close()
             self._bar = None
 
-    def sync(self) -> None:
-        """Everything logged so far is on the disk when this returns."""
+    def flush(self) -> None:
+        """Hand everything logged so far to the operating system."""
         self._metrics.flush()
-        fsync(self._metrics.fileno())
         self._board.flush()
-        for path in self._metrics_path.parent.glob(EVENTS):
+
+    def fsync(self) -> None:
+        """What was flushed is on the disk when this returns; another thread may log meanwhile."""
+        for path in (self._metrics_path, *self._metrics_path.parent.glob(EVENTS)):
             handle = os.open(path, os.O_RDWR)
             try:
                 fsync(handle)

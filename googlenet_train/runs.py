@@ -21,8 +21,19 @@ BEST = "best.json"
 LOCK = ".lock"
 
 # Settings that may differ when a run is resumed: none of them reaches a weight or a logged value.
-# The data's place may change too, for its fingerprint is compared instead.
-FREE_ON_RESUME = ("run.dir", "data.workers", "data.train", "data.val", "checkpoint.")
+# The data's place may change too, for its fingerprint is compared instead, and what is done about
+# an unreadable image or a NaN, for a run that met none is the same and one that stopped goes on.
+FREE_ON_RESUME = (
+    "run.dir",
+    "data.workers",
+    "data.train",
+    "data.val",
+    "data.on_error",
+    "data.quarantine_limit",
+    "optimizer.on_nonfinite",
+    "optimizer.skip_limit",
+    "checkpoint.",
+)
 
 
 class Progress(NamedTuple):

@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from googlenet_train import __version__, checkpoint, config_text, ema, optim, runs
+from googlenet_train import __version__, checkpoint, config_text, ema, numeric, optim, runs
 from googlenet_train import device as devices
+from googlenet_train.background import Background
 from googlenet_train.config import Config
+from googlenet_train.errors import UserError
 from googlenet_train.launch import Launch
 from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.quarantine import Quarantine
 from googlenet_train.randomness import key
 from googlenet_train.reporting import Reporter, say
 from googlenet_train.storage import write_durably
@@ -39,10 +43,13 @@ class Session:
     live: dict[str, Tensor]  # the network's own tensors, by name
     averages: dict[float, ema.Average]
     window: Tensor
+    guard: numeric.Guard
+    quarantine: Quarantine
     reporter: Reporter
+    background: Background = field(default_factory=Background)  # the thread that saves
     step: int = 0
     evaluated: int = 0  # the last step that was evaluated
-    saved: int = -1  # the last step that was saved
+    saved: int = -1  # the last step that was saved, or is being saved
     best: dict[str, Any] = field(default_factory=dict)
     results: dict[str, float] = field(default_factory=dict)  # the last top-1 of each network
     seconds: float = 0.0  # trained before this process started
@@ -59,6 +66,15 @@ class Session:
     def elapsed(self) -> float:
         """Seconds that the run has taken so far, over all its processes."""
         return self.seconds + time.monotonic() - self.started
+
+    def close(self) -> None:
+        """Wait for a save that is still being written, and close the log."""
+        try:
+            self.background.wait()
+        except (UserError, OSError) as error:  # the run is ending with another one
+            say(f"warning  {error}")
+        finally:
+            self.reporter.close()
 
 
 def open_session(launch: Launch) -> Session:
@@ -79,6 +95,10 @@ def open_session(launch: Launch) -> Session:
     torch.manual_seed(key(config.run.seed, _WEIGHTS))
     model = build_model(config, len(launch.train.classes)).to(choice.device)
     live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    window = torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device)
+    step = state.step if state else 0
+    sources = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
+    skips = config.optimizer.skip_limit if config.optimizer.on_nonfinite == "skip" else 0
     session = Session(
         launch=launch,
         config=config,
@@ -93,8 +113,10 @@ def open_session(launch: Launch) -> Session:
         ),
         live=live,
         averages={decay: ema.start(live) for decay in config.ema.decays},
-        window=torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device),
-        reporter=Reporter(launch.folder, state.step if state else 0, launch.steps_per_epoch),
+        window=window,
+        guard=numeric.new_guard(model, window, skips),
+        quarantine=Quarantine(sources, config.data.quarantine_limit, launch.folder, step),
+        reporter=Reporter(launch.folder, step, launch.steps_per_epoch),
     )
     if state is not None:
         _restore(session, state)
@@ -116,24 +138,24 @@ def _resolved(config: Config, device: torch.device) -> Config:
 
 
 def capture(session: Session) -> checkpoint.TrainState:
-    """The whole run as tensors and JSON."""
+    """The whole run as tensors and JSON, copied to the host: training may go on at once."""
     names = {id(p): name for name, p in session.model.named_parameters()}
     return checkpoint.TrainState(
         step=session.step,
-        model=session.live,
+        model=copied(session.live),
         momentum={
-            names[id(p)]: slot["momentum_buffer"]
+            names[id(p)]: _copy(slot["momentum_buffer"])
             for p, slot in session.optimizer.state.items()
-            if slot.get("momentum_buffer") is not None
+            if "momentum_buffer" in slot
         },
-        ema={str(decay): average for decay, average in session.averages.items()},
-        window={"sums": session.window},
+        ema={str(decay): copied(average) for decay, average in session.averages.items()},
+        window=copied({"sums": session.window, "guard": session.guard.counts}),
         info={
             "version": __version__,
             "config": session.config.model_dump(mode="json"),
             "classes": list(session.launch.train.classes),
             "fingerprints": session.launch.fingerprints(),
-            "topology": _topology(session),
+            "topology": topology(session),
             "total_steps": session.launch.total_steps,
             "evaluated": session.evaluated,
             "best": session.best,
@@ -143,24 +165,33 @@ def capture(session: Session) -> checkpoint.TrainState:
     )
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory, which no later step changes."""
+    return {name: _copy(tensor) for name, tensor in tensors.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
 @torch.no_grad()
 def _restore(session: Session, state: checkpoint.TrainState) -> None:
     for name, tensor in state.model.items():
         session.live[name].copy_(tensor)
     for name, parameter in session.model.named_parameters():
-        if name in state.momentum:
-            buffer = torch.empty_like(parameter).copy_(state.momentum[name])
-            session.optimizer.state[parameter]["momentum_buffer"] = buffer
+        if name in state.momentum and session.config.optimizer.momentum:
+            session.optimizer.state[parameter]["momentum_buffer"].copy_(state.momentum[name])
     for decay, average in session.averages.items():
         for name, tensor in state.ema.get(str(decay), state.model).items():
             average[name].copy_(tensor)
     session.window.copy_(state.window["sums"])
+    session.guard.counts.copy_(state.window.get("guard", session.guard.counts))
     session.step = session.saved = state.step
     session.evaluated = state.info["evaluated"]
     session.best = state.info["best"]
     session.results = state.info["results"]
     session.seconds = state.info["seconds"]
-    now = _topology(session)
+    now = topology(session)
     for part, before in state.info["topology"].items():
         if now[part] != before:
             say(
@@ -169,7 +200,8 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
             )
 
 
-def _topology(session: Session) -> dict[str, str | int]:
+def topology(session: Session) -> dict[str, str | int]:
+    """What must be the same for the same bits."""
     return devices.topology(session.device, int(session.config.device.threads), ranks=1)
 
 
@@ -184,7 +216,7 @@ def _describe_run(session: Session) -> None:
         "torchvision": torchvision.__version__,
         "platform": platform.platform(),
         "device": session.choice.why,
-        "topology": _topology(session),
+        "topology": topology(session),
         "command": sys.argv,
     }
     write_durably(folder / "environment.json", json.dumps(environment, indent=2) + "\n")

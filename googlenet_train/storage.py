@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -10,18 +11,20 @@ from pathlib import Path
 CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
-def write_durably(path: Path, content: bytes | bytearray | str) -> None:
+def write_durably(path: Path, content: bytes | bytearray | str | Iterable[memoryview]) -> None:
     """Replace `path` by `content`: temporary file, fsync, rename, fsync of the folder.
 
-    The rename is the commit: whenever the power goes, `path` is the old file or the new one.
-    Raises OSError; the temporary file is then removed.
+    The rename is the commit: whenever the power goes, `path` is the old file or the new one. The
+    content may come in pieces. Raises OSError; the temporary file is then removed.
     """
     if isinstance(content, str):
         content = content.encode()
+    pieces = [content] if isinstance(content, bytes | bytearray) else content
     temporary = path.with_name(path.name + ".partial")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             fsync(file.fileno())
         temporary.replace(path)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from googlenet_train import announce, ema, milestones, runs
+from googlenet_train import announce, ema, milestones, numeric, optim, runs
 from googlenet_train import device as devices
 from googlenet_train.data.loader import Augmentation, Batch, ahead, to_device, training_batch
-from googlenet_train.errors import ExitCode
+from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.launch import Launch
 from googlenet_train.loss import googlenet_loss
 from googlenet_train.milestones import Clock
@@ -27,6 +27,7 @@ def train_step(
     live: Mapping[str, Tensor],
     micro_batches: Sequence[Batch],
     window: Tensor,
+    guard: numeric.Guard,
     *,
     step: int,
     lr: float,
@@ -40,11 +41,19 @@ def train_step(
     clip_norm: float | None,
     ema_every: int,
 ) -> None:
-    """One optimizer step on one global batch, given as micro-batches of equal size.
+    """One optimizer step on one global batch, given as micro-batches.
 
-    Adds to `window` (see WINDOW) on the device; nothing here waits for the device.
+    Adds to `window` (see WINDOW) on the device; nothing here waits for the device. Where the loss
+    or the gradients are not finite nothing changes, but for the counts in `guard`. Images that
+    could not be read are not there: the means are over those that are, and a step on none is none.
     """
+    count = sum(len(batch.labels) for batch in micro_batches)
+    if count == 0:
+        return
+    sums, statistics = window.clone(), numeric.snapshot(guard)
     for number, batch in enumerate(micro_batches):
+        if len(batch.labels) == 0:
+            continue
         torch.manual_seed(key(seed, _DROPOUT, step, number))
         images = to_device(batch.images, device, mean, std)
         labels = batch.labels.to(device, non_blocking=True)
@@ -59,28 +68,31 @@ def train_step(
         losses = googlenet_loss(
             outputs, labels, second=second, aux_weight=aux_weight, label_smoothing=label_smoothing
         )
-        torch.autograd.backward(losses.total / len(micro_batches))
+        torch.autograd.backward(losses.total / (count / len(labels)))
         logits = outputs if isinstance(outputs, Tensor) else outputs.main
         zero = torch.zeros((), device=device)
         per_image = [loss.detach() if loss is not None else zero for loss in losses]
         correct = (logits.detach().argmax(1) == labels).float().mean()
-        window[:6] += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
+        sums[:6] += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    window[6:] += torch.stack([torch.ones_like(norm), norm])
+    sums[6:] += torch.stack([torch.ones_like(norm), norm])
 
+    bad = numeric.judge(guard, window, sums, step)
+    numeric.restore(guard, statistics, bad)
+    window.copy_(torch.where(bad, window, sums))
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
+    optim.masked_step(optimizer, bad)
     optimizer.zero_grad(set_to_none=True)
 
     updates, due = divmod(step + 1, ema_every)
     if due == 0:
         for decay, average in averages.items():
-            ema.update(average, live, ema.decay_after(updates - 1, decay, ema_every))
+            ema.update(average, live, ema.decay_after(updates - 1, decay, ema_every), bad)
 
 
 def train(launch: Launch) -> ExitCode:
@@ -91,8 +103,12 @@ def train(launch: Launch) -> ExitCode:
         try:
             announce.introduce(run)
             return _train(run, signals)
+        except UserError as error:
+            if error.exit_code == ExitCode.DATA:  # an image failed, not the run
+                _save_what_was_learnt(run)
+            raise
         finally:
-            run.reporter.close()
+            run.close()
 
 
 def _train(run: Session, signals: Signals) -> ExitCode:
@@ -111,12 +127,14 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             augmentation=augmentation,
             micro_batch=part,
             accumulate=parts,
+            quarantine=config.data.on_error == "quarantine",
         )
 
     batches = ahead(make, range(run.step * parts, total * parts), int(config.data.workers))
     clock = Clock()
     run.model.train()
     while True:
+        run.background.check()
         if _evaluation_due(run):
             with clock.paused():
                 milestones.evaluate_run(run, signals)
@@ -126,12 +144,16 @@ def _train(run: Session, signals: Signals) -> ExitCode:
                 milestones.save(run)
             clock.saved = time.monotonic()
         if signals.stop:
+            run.background.wait()
             return announce.stopped(run, signals.stop)
         if run.step == total:
+            run.background.wait()
             return announce.finished(run)
 
         with clock.waiting():
             micro_batches = [next(batches) for _ in range(parts)]
+        for batch in micro_batches:
+            run.quarantine.add("data.train", batch.lost, run.step + 1)
         if run.step == 0:
             announce.show_training_photos(run, micro_batches[0])
         train_step(
@@ -141,6 +163,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             run.live,
             micro_batches,
             run.window,
+            run.guard,
             step=run.step,
             lr=learning_rate_at(run.launch, run.step),
             seed=config.run.seed,
@@ -159,6 +182,13 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             milestones.log(run, clock)
         if clock.steps == announce.STEPS_TO_ESTIMATE:
             announce.time_left(run, clock.pace())
+
+
+def _save_what_was_learnt(run: Session) -> None:
+    if run.step > max(run.saved, 0):
+        milestones.save(run)
+        run.background.wait()
+    announce.kept(run)
 
 
 def _evaluation_due(run: Session) -> bool:

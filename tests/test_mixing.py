@@ -8,6 +8,7 @@ from safetensors.torch import load
 from scipy import stats
 from torch import nn
 
+from googlenet_train import numeric
 from googlenet_train.data import mixing
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.data.loader import (
@@ -253,6 +254,7 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
         {},
         [mixed],
         window,
+        numeric.new_guard(model, window, 0),
         step=0,
         lr=1.0,
         seed=0,

@@ -36,7 +36,7 @@ def log(folder, start: int, steps: range, offset: float = 0.0) -> None:
         reporter.log(step, {"train/loss": step / 4 + offset, "train/lr": 0.5})
         if step % 20 == 0:
             reporter.log(step, {"val/top1": float(step)})
-    reporter.sync()
+    reporter.flush()
     reporter.close()
 
 
@@ -124,13 +124,14 @@ def test_pictures_and_text(tmp_path):
 # --- durability ----------------------------------------------------------------------------------
 
 
-def test_sync_puts_all_files_on_the_disk(tmp_path, monkeypatch):
+def test_flush_and_fsync_put_all_files_on_the_disk(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(reporting, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
     reporter = Reporter(tmp_path, 0, STEPS_PER_EPOCH)
     try:
         reporter.log(10, {"train/loss": 2.5})
-        reporter.sync()
+        reporter.flush()
+        reporter.fsync()
         # Before it is closed: what another process would find after a crash.
         assert lines(tmp_path) == [{"step": 10, "epoch": 0.8333, "train/loss": 2.5}]
         assert scalars(tmp_path) == {"train/loss": [(10, 2.5)]}

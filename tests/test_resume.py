@@ -23,7 +23,7 @@ RATES = {"train/images_per_second", "train/data_wait"}
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config and 40 small noisy images of two classes, 12 of them for validation."""
+    """A config, and small noisy images of two classes: 40 to train on, 12 to evaluate on."""
     root = tmp_path_factory.mktemp("resume")
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 6)):

@@ -1,45 +1,32 @@
 """What a data set holds and where: from a SOURCE to compact arrays, before any pixel is read.
 
-A SOURCE is a folder of class folders, a tar shard or a folder of them, or `shipped:NAME/SPLIT`.
-The classes are the sorted names of the folders, and the photos of a folder come in the order of
-torchvision.datasets.ImageFolder.
+A SOURCE is a folder of class folders, a tar shard or a folder of them, `shipped:NAME/SPLIT`, or
+`hub:NAME` or `hub:NAME:SPLIT`: a data set of the Hugging Face hub.
+The classes are the sorted names of the folders.
 """
 
 import difflib
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from googlenet_train.data.names import Names, is_hidden, is_photo, pack_names, printable
+from googlenet_train.data import folders, index_cache
+from googlenet_train.data.folders import FolderFiles, FolderScan
+from googlenet_train.data.hub import HubFiles, open_hub
+from googlenet_train.data.names import Names, is_hidden, is_photo, printable
 from googlenet_train.data.shards import SHARD_ENDINGS, ShardFiles, scan_shards
+from googlenet_train.data.sidecar import SIDECAR, UNFINISHED, read_sidecar
 from googlenet_train.errors import ExitCode, UserError
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _SPLITS = {"train", "val", "valid", "validation", "test"}
-
-
-@dataclass(frozen=True, eq=False)
-class FolderFiles:
-    """Photos as files below one folder."""
-
-    root: Path
-    names: Names
-
-    def name(self, i: int) -> str:
-        return str(self.root / self.names[i])
-
-    def read(self, i: int) -> bytes:
-        return (self.root / self.names[i]).read_bytes()
-
-    def identity(self) -> tuple[bytes, ...]:
-        """What the data set's fingerprint covers besides classes and labels: the names."""
-        return (self.names.blob,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +35,7 @@ class Index:
 
     classes: tuple[str, ...]
     labels: npt.NDArray[np.int32]
-    files: FolderFiles | ShardFiles
+    files: FolderFiles | ShardFiles | HubFiles
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,7 +44,7 @@ class Index:
         """What a person recognises: the path of the file, or `train.tar:dress/xyz.jpg`."""
         return printable(self.files.name(i))
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | memoryview:
         """The i-th photo as it is stored; many threads may read at once.
 
         Raises UserError (DATA) where the file system refuses.
@@ -88,21 +75,22 @@ class Index:
         return digest.hexdigest()
 
 
-def open_source(source: str) -> Index:
+def open_source(source: str, *, rescan: bool = False) -> Index:
     """Index the photos of a SOURCE.
+
+    The index of a large folder is kept (see `index_cache`); `rescan` makes a new one all the same.
 
     Raises UserError (DATA) where there is none, or where it is not what a SOURCE should be.
     """
     if not source:
         raise _refusal("no data source; give a folder of class folders or a .tar shard")
     if source.startswith("hub:"):
-        raise _refusal(
-            f"'{source}' cannot be read: download the data set and give its folder instead"
-        )
+        names, labels, files = open_hub(source)
+        return Index(tuple(names), _frozen(labels), files)
     path = _shipped(source) if source.startswith("shipped:") else Path(source).expanduser()
     try:
         if path.is_dir():
-            return _open_folder(path)
+            return _open_folder(path, rescan)
         if path.is_file():
             return _open_shards(path, [path])
         if path.exists():
@@ -121,8 +109,10 @@ def with_classes(index: Index, classes: Sequence[str]) -> Index:
     if unknown:
         near = difflib.get_close_matches(unknown[0], classes, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
+        verb = "is" if len(unknown) == 1 else "are"
         raise _refusal(
-            f"{_listed('class', unknown)} not among the {len(classes)} training classes{hint}"
+            f"{_listed('class', unknown)} {verb} not among the {len(classes)} training classes"
+            f"{hint}"
         )
     places = {name: place for place, name in enumerate(classes)}
     moved = np.array([places[name] for name in index.classes], dtype=np.int32)
@@ -137,38 +127,43 @@ def check_same_classes(train: Index, val: Index) -> Index:
     return with_classes(val, train.classes)
 
 
-def _open_folder(path: Path) -> Index:
-    with os.scandir(path) as entries:
-        visible = [entry for entry in entries if not is_hidden(entry.name)]
-    # Class folders come first: ImageNet is often unpacked next to the archives it came in.
-    classes = sorted(entry.name for entry in visible if _is_dir(entry))
-    if classes:
-        return _open_class_folders(path, classes)
-    shards = sorted(entry.name for entry in visible if entry.name.endswith(SHARD_ENDINGS))
-    if shards:
-        return _open_shards(path, [path / name for name in shards])
-    found = "photos but no class folders" if any(is_photo(e.name) for e in visible) else "no photos"
-    raise _refusal(f"'{path}' holds {found}; expected '{path / '<class>' / '<photo>.jpg'}'")
+def _open_folder(path: Path, rescan: bool) -> Index:
+    opened = time.time_ns()
+    found = None if rescan else index_cache.load(path)
+    if found is None:
+        found = folders.scan(path)
+        # Class folders come first: ImageNet is often unpacked next to the archives it came in.
+        if not found.classes:
+            return _open_shards_in(path)
+        _check_classes(path, found)
+        index_cache.save(path, found)
+    labels = np.repeat(np.arange(len(found.classes), dtype=np.int32), found.counts)
+    files = FolderFiles(path, found.names, indexed=found.began, opened=opened)
+    return Index(tuple(map(printable, found.classes)), _frozen(labels), files)
 
 
-def _open_class_folders(root: Path, classes: list[str]) -> Index:
-    counts = []
-
-    def photos_by_class() -> Iterator[list[str]]:
-        for name in classes:
-            photos = _photos_below(root, name)
-            counts.append(len(photos))
-            yield photos
-
-    names = pack_names(photos_by_class())
-    _refuse_splits(root, classes, names, f"did you mean '{root / 'train'}'?")
-    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+def _check_classes(path: Path, found: FolderScan) -> None:
+    _refuse_splits(path, found.classes, found.names, f"did you mean '{path / 'train'}'?")
+    empty = [name for name, n in zip(found.classes, found.counts, strict=True) if n == 0]
     if empty:
         raise _refusal(
-            f"{_listed('class folder', empty)} in '{root}' without a photo; add some or remove it"
+            f"{_listed('class folder', empty)} in '{path}' without a photo; add some or remove it"
         )
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return Index(tuple(map(printable, classes)), _frozen(labels), FolderFiles(root, names))
+
+
+def _open_shards_in(path: Path) -> Index:
+    visible = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
+    if SIDECAR in visible:
+        classes, labels, files = read_sidecar(path)
+        return Index(tuple(classes), _frozen(labels), files)
+    if UNFINISHED in visible:
+        raise _refusal(f"the pack in '{path}' is not complete; run `data pack` again: it goes on")
+    shards = [path / name for name in visible if name.endswith(SHARD_ENDINGS)]
+    if shards:
+        _note(f"'{path}' has no {SIDECAR}; reading the headers of its shards ({len(shards)})")
+        return _open_shards(path, shards)
+    found = "photos but no class folders" if any(map(is_photo, visible)) else "no photos"
+    raise _refusal(f"'{path}' holds {found}; expected '{path / '<class>' / '<photo>.jpg'}'")
 
 
 def _open_shards(path: Path, shards: list[Path]) -> Index:
@@ -186,42 +181,6 @@ def _open_shards(path: Path, shards: list[Path]) -> Index:
         )
     _refuse_splits(path, classes, files.names, "pack each into a shard of its own")
     return Index(tuple(map(printable, classes)), _frozen(labels), files)
-
-
-def _photos_below(root: Path, class_name: str) -> list[str]:
-    """Relative names of the photos below one class folder, in the order of ImageFolder.
-
-    A link to a folder that the way here leads through is left out: it would never end.
-    """
-    groups: list[tuple[str, list[str]]] = []
-    pending = [(class_name, frozenset({_identity(root)}))]
-    while pending:
-        folder, above = pending.pop()
-        within = above | {_identity(root / folder)}
-        photos = []
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                if not _is_dir(entry):
-                    if is_photo(entry.name):
-                        photos.append(f"{folder}/{entry.name}")
-                elif not (entry.is_symlink() and _identity(Path(entry.path)) in within):
-                    pending.append((f"{folder}/{entry.name}", within))
-        groups.append((folder, sorted(photos)))
-    return [photo for _, photos in sorted(groups) for photo in photos]
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _refuse_splits(path: Path, classes: list[str], names: Names, mend: str) -> None:
@@ -265,6 +224,10 @@ def _listed(noun: str, names: list[str]) -> str:
 def _frozen(array: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     array.setflags(write=False)
     return array
+
+
+def _note(message: str) -> None:
+    print(f"note     {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _refusal(message: str) -> UserError:

@@ -6,7 +6,7 @@ resizing release Python's lock, so threads scale without worker processes or sha
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -30,10 +30,18 @@ from googlenet_train.randomness import Draws
 T = TypeVar("T")
 
 
+class Lost(NamedTuple):
+    """An image that could not be read and was left out."""
+
+    place: int  # in the index
+    reason: str
+
+
 class Batch(NamedTuple):
     images: Tensor  # (N, 3, size, size) uint8, channels last; ten-crop: (N * crops, 3, size, size)
     labels: Tensor  # (N,) int64; of a mixed image the label with the larger share
     second: tuple[Tensor, Tensor] | None = None  # mixed: (N,) the other labels, (N,) their shares
+    lost: tuple[Lost, ...] = ()  # the batch is smaller by these
 
 
 class Augmentation(NamedTuple):
@@ -139,6 +147,25 @@ def read(index: Index, i: int, make: Callable[[bytes | memoryview], T]) -> T:
         ) from None
 
 
+def _read_or_lose(
+    index: Index, i: int, make: Callable[[bytes | memoryview], T], quarantine: bool
+) -> T | Lost:
+    """As `read`, but with `quarantine` an image that cannot be read is `Lost`, and no error.
+
+    One that changed under way is an error all the same: it can be read, as another image.
+    """
+    if not quarantine:
+        return read(index, i, make)
+    try:
+        data = index.files.read(i)
+    except OSError as error:
+        return Lost(i, error.strerror or str(error))
+    try:
+        return make(data)
+    except UndecodableImage as error:
+        return Lost(i, str(error))
+
+
 def training_batch(
     index: Index,
     step: int,
@@ -151,8 +178,14 @@ def training_batch(
     world_size: int = 1,
     micro_batch: int = 0,
     accumulate: int = 1,
+    quarantine: bool = False,
 ) -> Batch:
-    """The images of one micro-batch of one step: a pure function of its arguments."""
+    """The images of one micro-batch of one step: a pure function of its arguments and the files.
+
+    With `quarantine` the images that cannot be read are left out: the batch is smaller by them,
+    and empty where only one is left, for batch normalisation learns nothing from one. An image
+    whose partner is missing is not mixed.
+    """
     chosen = order.batch_indices(
         seed, step, len(index), batch_size, rank, world_size, micro_batch, accumulate
     )
@@ -162,28 +195,46 @@ def training_batch(
     def view(data: bytes | memoryview, draws: Draws) -> Tensor:
         return training_image(data, draws, image_size, augmentation)[0]
 
+    lost: dict[int, Lost] = {}  # by row
     for row, i in enumerate(chosen.tolist()):
-        images[row] = read(index, i, partial(view, draws=Draws(seed, epoch, i)))
-    labels = torch.from_numpy(index.labels[chosen]).long()
-    if not augmentation.mixes:
-        return Batch(images, labels)
-    mixing.check_pairs(batch_size, world_size, accumulate)
-    first = (micro_batch * world_size + rank) * len(chosen)  # its position in the global batch
-    return _mixed(
-        Batch(images, labels),
-        [
-            mixing.draw(
-                seed,
-                step,
-                first + row,
-                image_size,
-                image_size,
-                augmentation.mixup,
-                augmentation.cutmix,
-            )
-            for row in range(len(chosen))
-        ],
-    )
+        made = _read_or_lose(index, i, partial(view, draws=Draws(seed, epoch, i)), quarantine)
+        if isinstance(made, Lost):
+            lost[row] = made
+        else:
+            images[row] = made
+    batch = Batch(images, torch.from_numpy(index.labels[chosen]).long())
+    if augmentation.mixes:
+        mixing.check_pairs(batch_size, world_size, accumulate)
+        first = (micro_batch * world_size + rank) * len(chosen)  # its position in the global batch
+        batch = _mixed(
+            batch,
+            [
+                mixing.UNMIXED
+                if row ^ 1 in lost
+                else mixing.draw(
+                    seed,
+                    step,
+                    first + row,
+                    image_size,
+                    image_size,
+                    augmentation.mixup,
+                    augmentation.cutmix,
+                )
+                for row in range(len(chosen))
+            ],
+        )
+    return _without(batch, lost)
+
+
+def _without(batch: Batch, lost: Mapping[int, Lost]) -> Batch:
+    """The batch without the rows in `lost`."""
+    if not lost:
+        return batch
+    rows = [row for row in range(len(batch.labels)) if row not in lost]
+    keep = torch.tensor(rows if len(rows) > 1 else [], dtype=torch.int64)
+    second = batch.second and (batch.second[0][keep], batch.second[1][keep])
+    images = batch.images[keep].contiguous(memory_format=torch.channels_last)
+    return Batch(images, batch.labels[keep], second, tuple(lost.values()))
 
 
 def _mixed(batch: Batch, mixes: Sequence[mixing.Mix]) -> Batch:
@@ -205,14 +256,23 @@ def _mixed(batch: Batch, mixes: Sequence[mixing.Mix]) -> Batch:
     )
 
 
-def evaluation_batch(index: Index, chosen: Sequence[int], size: int, views: int = 1) -> Batch:
-    """The evaluation crops of the images `chosen`."""
+def evaluation_batch(
+    index: Index, chosen: Sequence[int], size: int, views: int = 1, quarantine: bool = False
+) -> Batch:
+    """The evaluation crops of the images `chosen`; with `quarantine` of those that can be read."""
     images = _empty(len(chosen) * views, size)
-    for row, i in enumerate(chosen):
-        images[row * views : (row + 1) * views] = read(
-            index, i, lambda data: evaluation_views(data, size, views)
-        )
-    return Batch(images, torch.tensor([int(index.labels[i]) for i in chosen], dtype=torch.int64))
+    labels: list[int] = []
+    lost: list[Lost] = []
+    for i in chosen:
+        made = _read_or_lose(index, i, lambda data: evaluation_views(data, size, views), quarantine)
+        if isinstance(made, Lost):
+            lost.append(made)
+            continue
+        images[len(labels) * views : (len(labels) + 1) * views] = made
+        labels.append(int(index.labels[i]))
+    return Batch(
+        images[: len(labels) * views], torch.tensor(labels, dtype=torch.int64), lost=tuple(lost)
+    )
 
 
 def _empty(count: int, size: int) -> Tensor:

@@ -25,6 +25,9 @@ class Mix(NamedTuple):
     box: Box | None  # CutMix: this part is the partner's; mixup: None, all pixels are blended
 
 
+UNMIXED = Mix(1.0, None)
+
+
 def draw(
     seed: int, step: int, position: int, height: int, width: int, mixup: float, cutmix: float
 ) -> Mix:

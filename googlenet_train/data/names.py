@@ -46,11 +46,16 @@ class Names:
         return os.fsdecode(self.blob[start : int(self.ends[i])])
 
 
+def names_in(blob: bytes) -> Names:
+    """The paths in a run of bytes that holds each of them followed by a zero."""
+    ends = np.flatnonzero(np.frombuffer(blob, dtype=np.uint8) == 0).astype(np.int64, copy=False)
+    return Names(blob, ends)
+
+
 def pack_names(groups: Iterable[Iterable[str]]) -> Names:
     """All paths of all groups, in order; one group at a time is held as strings."""
     blob = bytearray()
     for group in groups:
         if joined := "\0".join(group):
             blob += os.fsencode(joined) + b"\0"
-    ends = np.flatnonzero(np.frombuffer(blob, dtype=np.uint8) == 0).astype(np.int64)
-    return Names(bytes(blob), ends)
+    return names_in(bytes(blob))

@@ -4,6 +4,7 @@ A member's name is `<class>/<photo>.jpg` (sub-folders below the class are welcom
 the first folder of the name, and `.cls` or other side files are not read.
 """
 
+import mmap
 import os
 import tarfile
 import weakref
@@ -35,6 +36,7 @@ class ShardFiles:
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     _open: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _maps: dict[int, mmap.mmap] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, _close_all, self._open).atexit = False
@@ -46,15 +48,22 @@ class ShardFiles:
     def name(self, i: int) -> str:
         return f"{self.paths[self.shards[i]].name}:{self.names[i]}"
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | memoryview:
+        """The bytes of the i-th photo; of uncompressed pixels (.ppm) a view into the mapped shard.
+
+        Nothing of a view is read from the disk before it is looked at.
+        """
         shard, offset, size = int(self.shards[i]), int(self.offsets[i]), int(self.sizes[i])
-        descriptor = self._descriptor(shard)
-        if descriptor is None:
+        end = int(self.names.ends[i])
+        data: bytes | memoryview
+        if self.names.blob[end - 4 : end] == b".ppm":
+            data = self._view(shard, offset, size)
+        elif (descriptor := self._descriptor(shard)) is not None:
+            data = os.pread(descriptor, size, offset)
+        else:
             with self.paths[shard].open("rb", buffering=0) as file:
                 file.seek(offset)
                 data = file.read(size)
-        else:
-            data = os.pread(descriptor, size, offset)
         if len(data) != size:
             raise UserError(
                 f"'{printable(self.name(i))}' ends after {len(data)} of {size} bytes; "
@@ -76,6 +85,21 @@ class ShardFiles:
             if descriptor != opened:  # another thread was first
                 os.close(opened)
         return descriptor
+
+    def _view(self, shard: int, offset: int, size: int) -> memoryview:
+        mapped = self._maps.get(shard)
+        if mapped is None:
+            with self.paths[shard].open("rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+                    return memoryview(b"")
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):  # Windows has none
+                # Or the system reads ahead: 2 MB for a crop of 0.2, measured on a cold disk.
+                mapped.madvise(mmap.MADV_RANDOM)
+            if len(self._maps) < _MAX_OPEN:
+                mapped = self._maps.setdefault(shard, mapped)
+        # A look past the end of a file that was cut short since would kill the process.
+        return memoryview(mapped)[offset : min(offset + size, mapped.size())]
 
 
 def _close_all(descriptors: dict[int, int]) -> None:

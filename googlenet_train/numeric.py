@@ -1,0 +1,85 @@
+"""A step whose loss or gradients are not finite changes nothing, and nobody waits to find out.
+
+The device itself counts such steps and masks what they would change: the optimizer, the averages,
+BatchNorm's statistics, the sums for the log. The host reads the counts when it looks anyway.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from googlenet_train import distributed
+
+COUNTS = ("skipped", "in_a_row", "fatal")
+
+
+class Guard(NamedTuple):
+    """What the device knows of bad steps, and what it has to protect from them.
+
+    `counts`, int64 (see COUNTS): steps skipped since the last log; skipped in a row up to now; the
+    step that went past `limit`, -1 for none. From that step on no step changes anything, so the
+    state stays what it was before it. A limit of 0 stops at the first bad step.
+    """
+
+    counts: Tensor
+    values: Tensor  # what the fatal step would have added to the window
+    statistics: tuple[tuple[Tensor, ...], ...]  # the network's buffers, by data type
+    limit: int
+
+
+def new_guard(model: nn.Module, window: Tensor, limit: int) -> Guard:
+    """A guard of `model` that has met no bad step; `window` is the tensor of sums for the log."""
+    buffers = list(model.buffers())
+    types = sorted({buffer.dtype for buffer in buffers}, key=str)
+    return Guard(
+        counts=torch.tensor([0, 0, -1], device=window.device),
+        values=torch.zeros_like(window),
+        statistics=tuple(tuple(b for b in buffers if b.dtype == dtype) for dtype in types),
+        limit=limit,
+    )
+
+
+def judge(guard: Guard, window: Tensor, sums: Tensor, step: int) -> Tensor:
+    """A 0-dim boolean on the device: whether `step` is to change nothing. Counts it in `guard`.
+
+    `sums` is `window` with this step's losses and gradient norm added: one NaN or infinity
+    anywhere in them reaches it. All ranks agree, for one rank's loss alone may be bad.
+    """
+    unfit = distributed.all_reduce_sum((~torch.isfinite(sums).all()).float()) > 0
+    skipped, in_a_row, fatal = guard.counts.unbind()
+    over = fatal >= 0
+    now = unfit & ~over & (in_a_row >= guard.limit)
+    stopped = over | now
+    guard.values.copy_(torch.where(now, sums - window, guard.values))
+    guard.counts.copy_(
+        torch.stack(
+            [
+                skipped + (unfit & ~stopped),
+                torch.where(stopped, in_a_row, torch.where(unfit, in_a_row + 1, 0)),
+                torch.where(now, step, fatal),
+            ]
+        )
+    )
+    return unfit | stopped
+
+
+def snapshot(guard: Guard) -> list[Tensor]:
+    """The network's statistics before a step, one tensor a data type: a copy a few numbers long."""
+    return [_joined(group) for group in guard.statistics]
+
+
+@torch.no_grad()
+def restore(guard: Guard, before: Sequence[Tensor], bad: Tensor) -> None:
+    """The statistics are again those of `before` where `bad`, else as they are."""
+    for group, old in zip(guard.statistics, before, strict=True):
+        chosen = torch.where(bad, old, _joined(group))
+        parts = torch.split(chosen, [tensor.numel() for tensor in group])
+        torch._foreach_copy_(
+            group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)]
+        )
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
