@@ -4,10 +4,9 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +44,7 @@ def main(words: list[str]) -> int:
     given = parser.parse_args(words)
 
     index = open_source(given.source, rescan=True)
-    with _own_stderr() as stderr:
-        found = _verify(index, given.workers or _cores(), stderr, listing=not given.json)
+    found = _verify(index, given.workers or _cores(), listing=not given.json)
     across = sum(len(set(index.labels[group].tolist())) > 1 for group in found.copies)
     spare = sum(len(group) - 1 for group in found.copies)
     if given.json:
@@ -73,7 +71,7 @@ def main(words: list[str]) -> int:
     return ExitCode.DATA if found.bad else ExitCode.DONE
 
 
-def _verify(index: Index, workers: int, stderr: TextIO, *, listing: bool) -> _Found:
+def _verify(index: Index, workers: int, *, listing: bool) -> _Found:
     """Decode every photo. With `listing` each bad one is printed as soon as it is found."""
     import torch
     from tqdm import tqdm
@@ -104,9 +102,8 @@ def _verify(index: Index, workers: int, stderr: TextIO, *, listing: bool) -> _Fo
         total=len(index),
         unit="img",
         desc="verify",
-        file=stderr,
         dynamic_ncols=True,
-        mininterval=0.1 if stderr.isatty() else 30,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
     ) as bar:
         for i, (digest, reason) in enumerate(ahead(check, range(len(index)), workers)):
             if digest:
@@ -116,7 +113,7 @@ def _verify(index: Index, workers: int, stderr: TextIO, *, listing: bool) -> _Fo
             if reason:
                 bad.append((index.name(i), reason))
                 if listing:
-                    with bar.external_write_mode(file=stderr):
+                    with bar.external_write_mode():
                         print(f"{_field(index.name(i))}\t{_field(reason)}", flush=True)
             bar.update()
     return _Found(bad, _copies(digests, np.flatnonzero(read)), time.perf_counter() - began)
@@ -131,24 +128,6 @@ def _copies(digests: npt.NDArray[np.uint8], among: npt.NDArray[np.intp]) -> list
     for place in shared.tolist():
         groups.setdefault(int(group[place]), []).append(int(among[place]))
     return list(groups.values())
-
-
-@contextmanager
-def _own_stderr() -> Iterator[TextIO]:
-    """Standard error for us alone.
-
-    libjpeg itself prints a line about each JPEG that is damaged but can still be decoded, without
-    its name. It writes to descriptor 2, which leads nowhere meanwhile; ours is a copy.
-    """
-    descriptor = os.dup(2)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stderr:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        try:
-            yield stderr
-        finally:
-            os.dup2(descriptor, 2)
 
 
 def _field(text: str) -> str:

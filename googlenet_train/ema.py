@@ -39,7 +39,7 @@ def update(
     under, so both must be averaged the same way. Nothing changes where `bad`, a 0-dim boolean on
     the device, is true; the device is not waited for.
     """
-    share = 1 - d if bad is None else torch.where(bad, 0.0, 1 - d)
+    share = 1 - d if bad is None else ~bad * (1 - d)
     for name, tensor in average.items():
         if tensor.is_floating_point():
             tensor.lerp_(live[name], share)

@@ -138,6 +138,7 @@ def save(run: Session, *, prune: bool = True) -> None:
     Waits for a save that is not done yet. Errors come out of `run.background`.
     """
     _look(run)
+    run.background.wait()  # before the copy, so that there are never two
     run.reporter.flush()
     keep = run.config.checkpoint.keep if prune else None
     work = partial(_commit, run.reporter, run.quarantine, run.launch.folder, capture(run), keep)

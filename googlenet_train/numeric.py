@@ -47,6 +47,7 @@ def judge(guard: Guard, window: Tensor, sums: Tensor, step: int) -> Tensor:
     `sums` is `window` with this step's losses and gradient norm added: one NaN or infinity
     anywhere in them reaches it. All ranks agree, for one rank's loss alone may be bad.
     """
+    # No plain number may stand in a torch.where: it would be copied to a GPU, which waits for it.
     unfit = distributed.all_reduce_sum((~torch.isfinite(sums).all()).float()) > 0
     skipped, in_a_row, fatal = guard.counts.unbind()
     over = fatal >= 0
@@ -57,8 +58,8 @@ def judge(guard: Guard, window: Tensor, sums: Tensor, step: int) -> Tensor:
         torch.stack(
             [
                 skipped + (unfit & ~stopped),
-                torch.where(stopped, in_a_row, torch.where(unfit, in_a_row + 1, 0)),
-                torch.where(now, step, fatal),
+                torch.where(stopped, in_a_row, (in_a_row + 1) * unfit),
+                fatal + now * (step + 1),  # it was -1
             ]
         )
     )

@@ -64,9 +64,6 @@ class Quarantine:
                     ExitCode.DATA,
                 )
 
-    def count(self, source: str) -> int:
-        return len(self._listed[source])
-
     def fsync(self) -> None:
         """The list is on the disk when this returns."""
         if self._path and self._path.exists():

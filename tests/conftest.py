@@ -93,7 +93,11 @@ def tiny_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def in_folder(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder is that of tiny.yaml, and runs in this process leave torch as it was."""
+    """The current folder is that of tiny.yaml, and runs in this process leave torch as it was.
+
+    Their checkpoints, over 100 MB each, go with the test: pytest itself keeps the folders of three
+    sessions.
+    """
     import torch
 
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -103,6 +107,8 @@ def in_folder(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+    for path in tiny_folder.rglob("*.safetensors"):
+        path.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -116,16 +122,28 @@ def _trained_once(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     return folder
 
 
+def copy_run(source: Path, target: Path, last_step: int | None = None) -> None:
+    """A copy of a run, or of a folder of runs, its checkpoints as links: replace, never edit them.
+
+    With `last_step` as a kill right after the checkpoint of that step would have left it.
+    """
+
+    def copy(one: str, other: str) -> None:
+        if one.endswith(".safetensors"):
+            os.link(one, other)
+        else:
+            shutil.copy2(one, other)
+
+    shutil.copytree(source, target, copy_function=copy)
+    for path in target.rglob("step-*.safetensors"):
+        if last_step is not None and int(path.stem.removeprefix("step-")) > last_step:
+            path.unlink()
+
+
 @pytest.fixture
 def trained_folder(_trained_once: Path, tmp_path: Path) -> Path:
     """A copy of a folder with a finished run. Its checkpoints are links: replace, never edit."""
 
-    def copy(source: str, target: str) -> None:
-        if source.endswith(".safetensors"):
-            os.link(source, target)
-        else:
-            shutil.copy2(source, target)
-
     folder = tmp_path / "trained"
-    shutil.copytree(_trained_once, folder, copy_function=copy)
+    copy_run(_trained_once, folder)
     return folder

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 
 from googlenet_train import data_verify
-from googlenet_train.data.decode import decode
 from googlenet_train.errors import ExitCode, UserError
 
 
@@ -126,20 +124,16 @@ def test_json_is_alone_on_stdout(source, verify):
     assert answer["copies"] == [[f"{source}/dog/empty.jpg", f"{source}/dog/tab\there.jpg"]]
 
 
-def test_lines_of_libjpeg_are_not_shown_and_stderr_comes_back(source, verify, capfd):
-    # Bytes of the picture's middle overwritten: libjpeg complains on descriptor 2, and decodes.
+def test_lines_of_libjpeg_are_not_shown(source, verify):
+    # Bytes of the picture's middle overwritten: libjpeg has something to say, and decodes.
     data = bytearray((source / "cat/1.jpg").read_bytes())
     middle = len(data) // 2
     data[middle : middle + 40] = b"\xff\xd3" * 20
     (source / "cat/1.jpg").write_bytes(data)
-    decode(bytes(data))
-    assert "orrupt" in capfd.readouterr().err  # this file does make it speak
     done = verify(source)
     assert done.code == ExitCode.DONE
     assert "orrupt" not in done.err
     assert "verify: 100%" in done.err
-    os.write(2, b"back again")
-    assert capfd.readouterr().err == "back again"
 
 
 def test_shards_are_verified_too(verify):

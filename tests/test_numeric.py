@@ -1,11 +1,11 @@
 """A step whose loss or gradients are not finite changes nothing, and the run says where it was."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import copy_run
 from safetensors.torch import load_file
 
 import googlenet_train.train as training
@@ -298,20 +298,12 @@ def test_one_more_in_a_row_than_allowed_stops(steps, capsys):
     assert [n for n in unequal("absent", "bad", 7) if n != "window/guard"] == []
 
 
-def resumed_from(step: int, folder: str, copy: str) -> None:
-    """`copy`: the run in `folder` as a kill right after the checkpoint of `step` would leave it."""
-    shutil.copytree(folder, copy)
-    for path in checkpoint.checkpoints(Path(copy, "checkpoints")):
-        if checkpoint.step_of(path) > step:
-            path.unlink()
-
-
 def test_resumed_after_a_skipped_step_is_bit_identical(steps):
     words = ("optimizer.on_nonfinite=skip", "checkpoint.every_steps=1", "checkpoint.keep=20")
     steps.bad = {4, 5, 9}
     assert run("whole", *words) == 0
     for step in (5, 10):
-        resumed_from(step, "whole", f"from-{step}")
+        copy_run(Path("whole"), Path(f"from-{step}"), step)
         assert run(f"from-{step}", "--resume", *words) == 0
         assert unequal("whole", f"from-{step}", 12) == []
         assert logged("whole") == logged(f"from-{step}")
@@ -321,7 +313,7 @@ def test_the_row_is_counted_across_a_resume(steps, capsys):
     words = ("optimizer.on_nonfinite=skip", "optimizer.skip_limit=2", "checkpoint.every_steps=1")
     steps.bad = {5, 6, 7}
     assert run("bad", *words) == 5
-    resumed_from(6, "bad", "again")
+    copy_run(Path("bad"), Path("again"), 6)
     capsys.readouterr()
     assert run("again", "--resume", *words) == 5
     assert "step 8, number 3 in a row" in capsys.readouterr().err

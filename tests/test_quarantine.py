@@ -3,17 +3,17 @@
 import csv
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import copy_run
 from safetensors.torch import load_file
 from torch import nn
 
 import googlenet_train.train as training
-from googlenet_train import checkpoint, cli, numeric
+from googlenet_train import cli, numeric
 from googlenet_train.data import mixing, order
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.data.loader import (
@@ -271,10 +271,7 @@ def test_a_run_leaves_them_out_for_any_number_of_workers_and_when_resumed(damage
     assert (unequal("one", "three"), logged("one")) == ([], logged("three"))
     for step in (1, 2, 4):
         copy = f"from-{step}"
-        shutil.copytree("one", copy)
-        for path in checkpoint.checkpoints(Path(copy, "checkpoints")):
-            if checkpoint.step_of(path) > step:
-                path.unlink()
+        copy_run(Path("one"), Path(copy), step)
         assert run(copy, QUARANTINE, "--resume", "data.workers=0") == 0
         assert (unequal("one", copy), logged("one")) == ([], logged(copy))
         assert listed(Path("one")) == listed(Path(copy))

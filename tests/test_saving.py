@@ -277,13 +277,13 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells fil
 
 
 @linux
-def test_killed_during_a_save_the_older_checkpoint_is_the_run(tiny_folder, cli):
-    assert cli("--config", "tiny.yaml", "run.dir=whole", cwd=tiny_folder).rc == 0
-    process = start(tiny_folder, 60, "run.dir=killed", "schedule.epochs=2")
+def test_killed_during_a_save_the_older_checkpoint_is_the_run(in_folder, cli):
+    assert cli("--config", "tiny.yaml", "run.dir=whole", cwd=in_folder).rc == 0
+    process = start(in_folder, 60, "run.dir=killed", "schedule.epochs=2")
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     process.stderr.close()
-    folder = tiny_folder / "killed/checkpoints"
+    folder = in_folder / "killed/checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [
         "step-00000002.safetensors",
         "step-00000003.safetensors",
@@ -292,35 +292,35 @@ def test_killed_during_a_save_the_older_checkpoint_is_the_run(tiny_folder, cli):
     newest, bad = checkpoint.newest(folder)
     assert newest is not None
     assert (newest.step, bad) == (3, [])
-    resumed = cli("--config", "tiny.yaml", "run.dir=killed", "--resume", cwd=tiny_folder)
+    resumed = cli("--config", "tiny.yaml", "run.dir=killed", "--resume", cwd=in_folder)
     assert resumed.rc == 0
-    assert unequal(str(tiny_folder / "whole"), str(tiny_folder / "killed"), 6) == []
+    assert unequal(str(in_folder / "whole"), str(in_folder / "killed"), 6) == []
     assert not list(folder.glob("*.partial"))
 
 
 @linux
-def test_sigterm_during_a_save_still_saves_the_last_step(tiny_folder):
-    process = start(tiny_folder, 2, "run.dir=stopped", "schedule.epochs=40")
+def test_sigterm_during_a_save_still_saves_the_last_step(in_folder):
+    process = start(in_folder, 2, "run.dir=stopped", "schedule.epochs=40")
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
     step = int(stderr.split("stopped  at step ")[1].split(",")[0])
     assert step > 4
-    newest, bad = checkpoint.newest(tiny_folder / "stopped/checkpoints")
+    newest, bad = checkpoint.newest(in_folder / "stopped/checkpoints")
     assert newest is not None
     assert (newest.step, bad) == (step, [])
     # The one that was being written when the signal came is whole too.
-    checkpoint.verify(checkpoint.checkpoint_path(tiny_folder / "stopped/checkpoints", 4))
+    checkpoint.verify(checkpoint.checkpoint_path(in_folder / "stopped/checkpoints", 4))
 
 
 @linux
-def test_a_second_signal_does_not_wait_for_the_save(tiny_folder):
-    process = start(tiny_folder, 60, "run.dir=stopped", "schedule.epochs=40")
+def test_a_second_signal_does_not_wait_for_the_save(in_folder):
+    process = start(in_folder, 60, "run.dir=stopped", "schedule.epochs=40")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
-    newest, bad = checkpoint.newest(tiny_folder / "stopped/checkpoints")
+    newest, bad = checkpoint.newest(in_folder / "stopped/checkpoints")
     assert newest is not None
     assert (newest.step, bad) == (3, [])

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from googlenet_train.data import decode as decoding
 from googlenet_train.data.crops import Box
-from googlenet_train.data.silence import libjpeg_silent
+from googlenet_train.data.silence import codecs_silent
 
 data = Path(sys.argv[1]).read_bytes()
 boxes = [None, Box(0, 0, 300, 300), Box(10, 10, 280, 60), Box(200, 100, 64, 64)]
@@ -33,7 +33,7 @@ else:
         for _ in pool.map(lambda n: decoding.decode(data, boxes[n % 4]), range(80)):
             print("working", file=sys.stderr)
     say(b"C speaks\\n")
-    with libjpeg_silent, libjpeg_silent:
+    with codecs_silent, codecs_silent:
         say(b"C whispers\\n")
     say(b"C again\\n")
 """

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from googlenet_train.data.crops import Box
-from googlenet_train.data.silence import libjpeg_silent
+from googlenet_train.data.silence import codecs_silent
 
 INTERPOLATIONS = ("bilinear", "area", "nearest", "bicubic")
 
@@ -83,7 +83,7 @@ def decode(data: bytes | memoryview, box: Box | None = None) -> Tensor:
         left_out = jpeg.height * jpeg.width - box.height * box.width
         # The end marker tells a truncated file, which has to fail for every box alike.
         if left_out >= 30_000 and data.endswith(b"\xff\xd9"):
-            with libjpeg_silent:
+            with codecs_silent:
                 pixels = _jpeg_region(data, box)
             if pixels is not None:
                 return pixels
@@ -91,7 +91,7 @@ def decode(data: bytes | memoryview, box: Box | None = None) -> Tensor:
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         # The operator itself: torchvision 0.29 put a deprecation warning around it.
-        with libjpeg_silent:
+        with codecs_silent:
             pixels = torch.ops.image.decode_jpeg(encoded, ImageReadMode.RGB.value, False)
     except RuntimeError as error:  # "..., <source file>:<line>, <reason>"
         reason = str(error).splitlines()[0].rpartition(", ")[2]
@@ -223,7 +223,8 @@ def _decode_with_pillow(data: bytes, box: Box | None) -> Tensor:
     # Converting to RGB drops it anyway, but not without a warning.
     image.info.pop("transparency", None)
     try:
-        return _cut(_from_pillow(image.convert("RGB")), box)
+        with codecs_silent:
+            return _cut(_from_pillow(image.convert("RGB")), box)
     except Exception as error:  # damaged pixels raise nearly anything in Pillow's readers
         damage = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise UndecodableImage(f"{damage} {image.format}") from None

@@ -288,6 +288,8 @@ def to_device(
     They travel as bytes, a quarter of the floats' traffic.
     """
     pixels = images.to(device, non_blocking=True).float()
-    shift = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
-    scale = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
+    shift, scale = (
+        (torch.tensor(numbers).view(1, 3, 1, 1) * 255).to(device, non_blocking=True)
+        for numbers in (mean, std)
+    )
     return pixels.sub_(shift).div_(scale)

@@ -1,6 +1,6 @@
-"""Keep libjpeg's own lines off the terminal.
+"""Keep the own lines of libjpeg and libtiff off the terminal.
 
-About a JPEG that is damaged but can still be decoded libjpeg prints a line, without the file's
+About an image that is damaged but can still be decoded they print a line, without the file's
 name, to C's `stderr`; the decoders offer no way to turn that off. Moving descriptor 2 meanwhile
 would take it from everybody in the process, from a progress bar in another thread too. So only the
 C variable `stderr` points elsewhere while a decoder is at work, which the GNU C library allows
@@ -61,4 +61,4 @@ def _stderr_and_nowhere() -> tuple[ctypes.c_void_p, int | None]:
     return ctypes.c_void_p.in_dll(libc, "stderr"), libc.fopen(os.devnull.encode(), b"we")
 
 
-libjpeg_silent = _Silence()
+codecs_silent = _Silence()
