@@ -154,7 +154,7 @@ def _commit(
     keep: int | None,
 ) -> None:
     """What was logged before the checkpoint is on the disk before it, what names it after it."""
-    _refuse_poisoned(state)
+    refuse_poisoned(state)
     reporter.fsync()
     quarantine.fsync()
     checkpoints = folder / runs.CHECKPOINTS
@@ -169,7 +169,7 @@ def _commit(
         checkpoint.prune(checkpoints, saved, keep, protected)
 
 
-def _refuse_poisoned(state: checkpoint.TrainState) -> None:
+def refuse_poisoned(state: checkpoint.TrainState) -> None:
     """Raise UserError (numeric) where the state holds a NaN or an infinity, however it came there.
 
     The guard sees losses and gradients; a weight can overflow after them, memory can fail.
