@@ -19,7 +19,8 @@ def introduce(run: Session) -> None:
     """One block: on what, with what and for how long this run trains."""
     config, launch = run.config, run.launch
     threads, precision = config.device.threads, config.device.precision
-    say(f"device   {run.choice.why}; {precision}, {threads} threads")
+    plural = "" if threads == 1 else "s"
+    say(f"device   {run.choice.why}; {precision}, {threads} thread{plural}")
     if run.choice.warning:
         say(f"warning  {run.choice.warning}")
     say(f"train    {data_summary(launch.train)}")
@@ -59,7 +60,7 @@ def evaluated(run: Session, results: Mapping[str, Mapping[str, float]]) -> None:
     run.reporter.close_bar()
     epoch = run.step / run.launch.steps_per_epoch
     raw = results["val"]
-    line = f"epoch {epoch:g}/{run.config.schedule.epochs}  "
+    line = f"epoch {epoch:.4g}/{run.config.schedule.epochs}  "
     if "val_ema" in results:
         line += f"EMA top-1 {results['val_ema']['top1']:.1f} %  raw {raw['top1']:.1f} %  "
     else:

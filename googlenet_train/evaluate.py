@@ -11,7 +11,7 @@ from googlenet_train import device as devices
 from googlenet_train import metrics
 from googlenet_train.config import Config
 from googlenet_train.data.index import Index
-from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, to_device
+from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, pinned, to_device
 from googlenet_train.errors import ExitCode, UserError
 
 Network = Callable[[Tensor], Tensor]  # normalised images (N, 3, size, size) to logits (N, classes)
@@ -104,9 +104,10 @@ def evaluate(
 
     def make(start: int) -> Batch:
         chosen = range(start, min(start + per_batch, len(index)))
-        return evaluation_batch(
+        batch = evaluation_batch(
             index, chosen, setting.image_size, setting.views, setting.quarantine
         )
+        return pinned(batch) if setting.device.type == "cuda" else batch
 
     counts = {name: metrics.new_counts(len(index.classes), setting.device) for name in networks}
     seen = 0

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from googlenet_train import announce, ema, milestones, numeric, optim, runs
 from googlenet_train import device as devices
-from googlenet_train.data.loader import Augmentation, Batch, ahead, to_device, training_batch
+from googlenet_train.data.loader import (
+    Augmentation,
+    Batch,
+    ahead,
+    pinned,
+    to_device,
+    training_batch,
+)
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.launch import Launch
 from googlenet_train.loss import googlenet_loss
@@ -118,7 +125,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
 
     def make(number: int) -> Batch:
         step, part = divmod(number, parts)
-        return training_batch(
+        batch = training_batch(
             run.launch.train,
             step,
             seed=config.run.seed,
@@ -129,6 +136,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             accumulate=parts,
             quarantine=config.data.on_error == "quarantine",
         )
+        return pinned(batch) if run.device.type == "cuda" else batch
 
     batches = ahead(make, range(run.step * parts, total * parts), int(config.data.workers))
     clock = Clock()

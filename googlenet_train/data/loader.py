@@ -280,6 +280,11 @@ def _empty(count: int, size: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
 
 
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which a GPU copies while it computes."""
+    return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+
+
 def to_device(
     images: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
