@@ -275,6 +275,7 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
     torch.testing.assert_close(model[2].bias.detach(), before - gradient, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_everything_at_once_trains_and_resumes_exactly(cli, tiny_folder):
     """From the config file to the weights, in one go and in two."""
     settings = (

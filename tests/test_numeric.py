@@ -298,6 +298,7 @@ def test_one_more_in_a_row_than_allowed_stops(steps, capsys):
     assert [n for n in unequal("absent", "bad", 7) if n != "window/guard"] == []
 
 
+@pytest.mark.slow
 def test_resumed_after_a_skipped_step_is_bit_identical(steps):
     words = ("optimizer.on_nonfinite=skip", "checkpoint.every_steps=1", "checkpoint.keep=20")
     steps.bad = {4, 5, 9}

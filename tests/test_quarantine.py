@@ -257,6 +257,7 @@ def second_step_photo() -> str:
     return open_source("photos/train").name(int(order.batch_indices(0, 1, 30, 8)[0]))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_them_out_for_any_number_of_workers_and_when_resumed(damaged, capsys):
     assert run("one", QUARANTINE) == 0
     stderr = capsys.readouterr().err

@@ -276,6 +276,7 @@ def start(folder: Path, seconds: float, *words: str) -> "subprocess.Popen[str]":
 linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_killed_during_a_save_the_older_checkpoint_is_the_run(in_folder, cli):
     assert cli("--config", "tiny.yaml", "run.dir=whole", cwd=in_folder).rc == 0
