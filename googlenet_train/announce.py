@@ -86,7 +86,13 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     """val_predictions.jpg: photos spread over the validation set, true class and prediction."""
     count = min(SHEET, len(index))
     chosen = [i * len(index) // count for i in range(count)]
-    batch = evaluation_batch(index, chosen, setting.image_size, quarantine=setting.quarantine)
+    batch = evaluation_batch(
+        index,
+        chosen,
+        setting.image_size,
+        quarantine=setting.quarantine,
+        exif_orientation=setting.exif_orientation,
+    )
     if len(batch.labels) == 0:
         return
     average = run.averages[max(run.averages)] if run.averages else None

@@ -149,14 +149,25 @@ def newest(folder: Path) -> tuple[TrainState | None, list[str]]:
     return None, bad
 
 
-def prune(folder: Path, saved: Path, keep: int, protected: Iterable[Path] = ()) -> None:
+def prune(
+    folder: Path,
+    saved: Path,
+    keep: int,
+    protected: Iterable[Path] = (),
+    passed_over: Iterable[Path] = (),
+) -> None:
     """Delete all but the newest `keep` (at least 2) checkpoints and the `protected` ones.
 
     Only after the one just `saved` has been read back and verified: until then the old ones are the
-    run. One of a later step is damaged, for resuming passed over it: it neither counts nor goes.
+    run. Damaged ones that resuming has `passed_over` neither count nor go.
     Raises UserError (storage), and deletes nothing, where `saved` does not verify.
     """
-    paths = [path for path in checkpoints(folder) if step_of(path) <= step_of(saved)]
+    ignored = set(passed_over) - {saved}
+    paths = [
+        path
+        for path in checkpoints(folder)
+        if path not in ignored and step_of(path) <= step_of(saved)
+    ]
     old = [path for path in paths[: -max(2, keep)] if path not in set(protected)]
     if not old:
         return

@@ -71,7 +71,7 @@ class Data(Section):
 
     train: Text = Field(
         description="Images to train on: a folder of class folders, a tar shard or a folder of "
-        "them, or shipped:clothing/train. Required, because no guess could be right.",
+        "them, hub:NAME, or shipped:clothing/train. Required, because no guess could be right.",
     )
     val: Text | None = Field(
         default=None,
@@ -98,6 +98,11 @@ class Data(Section):
         default=0.01,
         description="Largest part of a data set that quarantine may leave out, rounded up to "
         "whole images. 0.01 forgives damaged files; a disk that has failed stops the run.",
+    )
+    exif_orientation: bool = Field(
+        default=False,
+        description="Turn photos as their EXIF tag says. Off, as everywhere in the field, so that "
+        "results compare; true for photos from phones, which store portraits lying down.",
     )
     mean: Triple = Field(
         default=(0.485, 0.456, 0.406),
@@ -389,7 +394,8 @@ class Device(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="Numbers used in the convolutions; weights are always fp32. auto takes bf16 "
-        "where the device is good at it, which is about twice as fast.",
+        "where the device is good at it, which is about twice as fast. On CUDA fp32 multiplies in "
+        "TF32.",
     )
     channels_last: bool = Field(
         default=True,

@@ -24,10 +24,12 @@ def choose(kind: str) -> Choice:
     cuda_missing = _why_no_cuda()
     if kind == "cuda" and cuda_missing:
         raise UserError(
-            f"device.kind=cuda: {cuda_missing}. Mend that, or use device.kind=auto.", ExitCode.USAGE
+            f"device.kind=cuda: {cuda_missing}. Mend that, or choose another device.kind.",
+            ExitCode.USAGE,
         )
     if kind in ("auto", "cuda") and cuda_missing is None:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        local_rank = int(os.environ.get("LOCAL_RANK", "0")) if many else 0
         name = torch.cuda.get_device_name(local_rank)
         return Choice(torch.device("cuda", local_rank), f"{name}, CUDA {torch.version.cuda}")
     mps = torch.backends.mps.is_available()
@@ -39,7 +41,7 @@ def choose(kind: str) -> Choice:
     if kind == "mps" or (kind == "auto" and mps):
         return Choice(torch.device("mps"), "Apple GPU")
     if kind == "cpu":
-        return Choice(torch.device("cpu"), "CPU, as device.kind asks")
+        return Choice(torch.device("cpu"), "CPU, as device.kind says")
     # A machine that has a GPU and trains on its CPU would take a hundred times as long: say so.
     warning = cuda_missing if cuda_missing and _driver_present() else None
     return Choice(torch.device("cpu"), f"CPU ({cuda_missing})", warning)

@@ -30,6 +30,8 @@ class Setting:
     workers: int
     views: int = 1
     quarantine: bool = False  # leave out what cannot be read
+    exif_orientation: bool = False
+    channels_last: bool = True
 
     @staticmethod
     def of(config: Config, device: torch.device, views: int = 1) -> "Setting":
@@ -48,6 +50,8 @@ class Setting:
             workers=int(config.data.workers),
             views=views,
             quarantine=config.data.on_error == "quarantine",
+            exif_orientation=config.data.exif_orientation,
+            channels_last=config.device.channels_last,
         )
 
 
@@ -77,7 +81,7 @@ def probabilities(network: Network, images: Tensor, setting: Setting) -> Tensor:
 
     Probabilities are averaged over an image's views.
     """
-    x = to_device(images, setting.device, setting.mean, setting.std)
+    x = to_device(images, setting.device, setting.mean, setting.std, setting.channels_last)
     with devices.autocast(setting.device, setting.precision):
         logits = network(x)
     p = logits.float().softmax(1)
@@ -105,7 +109,12 @@ def evaluate(
     def make(start: int) -> Batch:
         chosen = range(start, min(start + per_batch, len(index)))
         batch = evaluation_batch(
-            index, chosen, setting.image_size, setting.views, setting.quarantine
+            index,
+            chosen,
+            setting.image_size,
+            setting.views,
+            setting.quarantine,
+            setting.exif_orientation,
         )
         return pinned(batch) if setting.device.type == "cuda" else batch
 

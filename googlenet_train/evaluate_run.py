@@ -41,8 +41,10 @@ def evaluate_runs(
         )
     index = _open(where, first.classes)
     setting = Setting.of(first.config, choice.device, views=crops)
-    if not first.averages and weights != "raw":
-        say(f"{first.path} kept no average (ema.decays is empty): these are the raw weights")
+    as_list = weights == "both"
+    bare = next((t for t in trained if not t.averages), None)
+    if bare is not None and weights != "raw":
+        say(f"{bare.path} kept no average (ema.decays is empty): these are the raw weights")
         weights = "raw"
     kinds = ("raw", "ema") if weights == "both" else (weights,)
     networks = {
@@ -77,7 +79,7 @@ def evaluate_runs(
         for kind, r in results.items()
     ]
     if as_json:
-        json.dump(rows if weights == "both" else rows[0], sys.stdout)
+        json.dump(rows if as_list else rows[0], sys.stdout)
         print()
         return ExitCode.DONE
     for row in rows:

@@ -18,6 +18,9 @@ from googlenet_train.errors import ExitCode, UserError
 
 T = TypeVar("T")
 
+# Settings that no resumed run can change: its checkpoint holds other tensors.
+ANOTHER_NETWORK = ("model.variant", "model.aux_logits")
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -79,7 +82,8 @@ def prepare(
     launch = Launch(config, train, val, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
-        if before.step >= launch.total_steps and _verifies(before.path):
+        done = before.step >= launch.total_steps and before.evaluated
+        if done and _verifies(before.path):
             _say(
                 f"finished at step {before.step:,} already; nothing to do. "
                 "A larger schedule.epochs would go on."
@@ -122,6 +126,14 @@ def _continued(folder: Path, config: Config, allow: Sequence[str]) -> Config:
             ExitCode.CHECKPOINT,
         )
     changed = [change for change in runs.changes(saved, config) if change[0] not in allow]
+    other = [change for change in runs.changes(saved, config) if change[0] in ANOTHER_NETWORK]
+    if other:
+        lines = "\n".join(f"  {key}: {old} -> {new}" for key, old, new in other)
+        raise UserError(
+            f"{folder} trains another network:\n{lines}\nUndo the change, or start over: --fresh "
+            "in place of --resume.",
+            ExitCode.USAGE,
+        )
     if changed:
         lines = "\n".join(f"  {key}: {old} -> {new}" for key, old, new in changed)
         keys = " ".join(f"--allow-config-change {key}" for key, _, _ in changed)
@@ -146,8 +158,8 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
             ExitCode.USAGE,
         )
     for key, fingerprint in launch.fingerprints().items():
-        old = before.info.get("fingerprints", {}).get(key, fingerprint)
-        if old != fingerprint:
+        old = before.info.get("fingerprints", {}).get(key)
+        if None not in (old, fingerprint) and old != fingerprint:
             raise UserError(
                 f"{loaded.where(key)}: the images are no longer those that the run in "
                 f"{launch.folder} was trained on (files added, removed or renamed). Restore them, "

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -141,7 +141,15 @@ def save(run: Session, *, prune: bool = True) -> None:
     run.background.wait()  # before the copy, so that there are never two
     run.reporter.flush()
     keep = run.config.checkpoint.keep if prune else None
-    work = partial(_commit, run.reporter, run.quarantine, run.launch.folder, capture(run), keep)
+    work = partial(
+        _commit,
+        run.reporter,
+        run.quarantine,
+        run.launch.folder,
+        capture(run),
+        keep,
+        run.passed_over,
+    )
     run.background.start(work)
     run.saved = run.step
 
@@ -152,6 +160,7 @@ def _commit(
     folder: Path,
     state: checkpoint.TrainState,
     keep: int | None,
+    passed_over: Sequence[Path],
 ) -> None:
     """What was logged before the checkpoint is on the disk before it, what names it after it."""
     refuse_poisoned(state)
@@ -166,7 +175,7 @@ def _commit(
         named = {**best, "checkpoint": f"{path.parent.name}/{path.name}"}
         write_durably(folder / runs.BEST, json.dumps(named) + "\n")
     if keep is not None:
-        checkpoint.prune(checkpoints, saved, keep, protected)
+        checkpoint.prune(checkpoints, saved, keep, protected, passed_over)
 
 
 def refuse_poisoned(state: checkpoint.TrainState) -> None:
@@ -179,7 +188,7 @@ def refuse_poisoned(state: checkpoint.TrainState) -> None:
             raise UserError(
                 f"step {state.step}: {name} holds NaN or infinity, so this state is not saved; "
                 "earlier checkpoints are untouched. Go on from them with --resume and a lower "
-                "optimizer.lr (--allow-config-change optimizer.lr).",
+                "optimizer.lr (--allow-config-change optimizer.lr), or start over with one.",
                 ExitCode.NUMERIC,
             )
 

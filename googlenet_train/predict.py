@@ -9,8 +9,9 @@ from torch import Tensor
 
 from googlenet_train import device as devices
 from googlenet_train.data.decode import UndecodableImage
-from googlenet_train.data.loader import ahead, evaluation_views
+from googlenet_train.data.loader import ahead
 from googlenet_train.data.names import is_photo
+from googlenet_train.data.views import evaluation_views
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, probabilities
 from googlenet_train.trained import open_trained
@@ -32,7 +33,10 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
 
     def make(i: int) -> Tensor | Exception:
         try:
-            return evaluation_views(paths[i].read_bytes(), setting.image_size)
+            data = paths[i].read_bytes()
+            return evaluation_views(
+                data, setting.image_size, exif_orientation=setting.exif_orientation
+            )
         except (UndecodableImage, OSError) as error:
             return error
 

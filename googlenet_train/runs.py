@@ -1,7 +1,6 @@
 """The folder of a run: which one, whose, and that nobody else is writing there. No torch."""
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -48,8 +47,13 @@ class Progress(NamedTuple):
         return int(self.info.get("total_steps", sys.maxsize))
 
     @property
+    def evaluated(self) -> bool:
+        """Whether this step was evaluated; a signal can come between it and its evaluation."""
+        return int(self.info.get("evaluated", self.step)) >= self.step
+
+    @property
     def finished(self) -> bool:
-        return self.step >= self.total_steps
+        return self.step >= self.total_steps and self.evaluated
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,16 @@ def changes(old: Config, new: Config) -> list[tuple[str, object, object]]:
     return [
         (key, before, after)
         for key, before, after in config_text.difference(old, new)
-        if after != "auto" and key != "schedule.epochs" and not key.startswith(FREE_ON_RESUME)
+        if not (
+            after == "auto"
+            or key.startswith(FREE_ON_RESUME)
+            or (key == "schedule.epochs" and _longer(before, after))
+        )
     ]
+
+
+def _longer(before: object, after: object) -> bool:
+    return isinstance(before, int) and isinstance(after, int) and after >= before
 
 
 def choose(config: Config, name: str, *, resume: bool, fresh: bool) -> RunFolder:
@@ -165,11 +177,11 @@ def _candidates(base: Path) -> Iterator[Path]:
         n += 1
 
 
-def _numbered(base: Path) -> Iterator[Path]:
-    for folder in _candidates(base):
-        if not folder.exists():
-            return
-        yield folder
+def _numbered(base: Path) -> list[Path]:
+    """The folders that exist of base, base-2, base-3, ..., in that order; there may be gaps."""
+    names = [(p, p.name.removeprefix(f"{base.name}-")) for p in base.parent.glob(f"{base.name}-*")]
+    later = sorted((int(number), path) for path, number in names if number.isdecimal())
+    return ([base] if base.exists() else []) + [path for _, path in later]
 
 
 def _taken(folder: Path) -> bool:
@@ -287,9 +299,10 @@ def named_checkpoint(run: Path, which: str) -> Path | None:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that best.json names; None where there is none yet."""
-    try:
-        named = json.loads((folder / BEST).read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return folder / str(named)
+    """The best checkpoint as the newest one knows it; None where there is none yet.
+
+    `best.json` says the same for people: it is written after, and a kill can come between.
+    """
+    newest = progress(folder)
+    best = newest.info.get("best") if newest else None
+    return checkpoint.checkpoint_path(folder / CHECKPOINTS, best["step"]) if best else None

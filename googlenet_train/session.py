@@ -48,6 +48,7 @@ class Session:
     reporter: Reporter
     background: Background = field(default_factory=Background)  # the thread that saves
     step: int = 0
+    passed_over: list[Path] = field(default_factory=list)  # damaged checkpoints, when it resumed
     evaluated: int = 0  # the last step that was evaluated
     saved: int = -1  # the last step that was saved, or is being saved
     best: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +121,8 @@ def open_session(launch: Launch) -> Session:
     )
     if state is not None:
         _restore(session, state)
+        saved = checkpoint.checkpoints(session.checkpoints)
+        session.passed_over = [path for path in saved if checkpoint.step_of(path) > state.step]
     _describe_run(session)
     return session
 
@@ -129,6 +132,7 @@ def _resolved(config: Config, device: torch.device) -> Config:
     return config_text.resolved(
         config,
         {
+            "device.kind": device.type,
             "device.threads": torch.get_num_threads() if threads == "auto" else threads,
             "device.precision": (
                 devices.good_precision(device) if precision == "auto" else precision

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from types import FrameType, TracebackType
 
 
@@ -38,7 +37,7 @@ class Signals:
             os._exit(128 + number)  # the last checkpoint is whole: saving renames, never overwrites
         self.stop = number
         # os.write: a print inside a handler could interrupt a print and fail.
-        os.write(sys.stderr.fileno(), b"\nstopping at the next step (again: at once)\n")
+        os.write(2, b"\nstopping at the next step (again: at once)\n")
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True

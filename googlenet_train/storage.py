@@ -39,9 +39,13 @@ def fsync(handle: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(handle)
+        try:
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:  # a network mount may not know it
+            if error.errno not in CANNOT:
+                raise
+    os.fsync(handle)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from googlenet_train import announce, ema, milestones, numeric, optim, runs
 from googlenet_train import device as devices
 from googlenet_train.data.loader import (
-    Augmentation,
     Batch,
     ahead,
     pinned,
     to_device,
     training_batch,
 )
+from googlenet_train.data.views import Augmentation
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.launch import Launch
 from googlenet_train.loss import googlenet_loss
@@ -43,6 +43,7 @@ def train_step(
     precision: str,
     mean: Sequence[float],
     std: Sequence[float],
+    channels_last: bool,
     aux_weight: float,
     label_smoothing: float,
     clip_norm: float | None,
@@ -62,7 +63,7 @@ def train_step(
         if len(batch.labels) == 0:
             continue
         torch.manual_seed(key(seed, _DROPOUT, step, number))
-        images = to_device(batch.images, device, mean, std)
+        images = to_device(batch.images, device, mean, std, channels_last)
         labels = batch.labels.to(device, non_blocking=True)
         second = batch.second
         if second is not None:
@@ -135,6 +136,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             micro_batch=part,
             accumulate=parts,
             quarantine=config.data.on_error == "quarantine",
+            exif_orientation=config.data.exif_orientation,
         )
         return pinned(batch) if run.device.type == "cuda" else batch
 
@@ -144,8 +146,13 @@ def _train(run: Session, signals: Signals) -> ExitCode:
     while True:
         run.background.check()
         if _evaluation_due(run):
+            saved_before = run.saved == run.step  # by a process that was stopped at this point
             with clock.paused():
                 milestones.evaluate_run(run, signals)
+                if saved_before and run.evaluated == run.step:
+                    milestones.save(
+                        run
+                    )  # else a kill would bring the evaluation into the log twice
         if _save_due(run, clock, signals):
             signals.save = False
             with clock.paused():
@@ -179,6 +186,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             precision=config.device.precision,
             mean=config.data.mean,
             std=config.data.std,
+            channels_last=config.device.channels_last,
             aux_weight=config.loss.aux_weight,
             label_smoothing=config.loss.label_smoothing,
             clip_norm=config.optimizer.clip_norm,

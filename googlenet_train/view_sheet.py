@@ -1,5 +1,6 @@
 """A picture of training images: where their augmented views come from, and what they look like."""
 
+from functools import partial
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from googlenet_train.data import order
 from googlenet_train.data.crops import Box
 from googlenet_train.data.decode import decode
 from googlenet_train.data.index import Index
-from googlenet_train.data.loader import Augmentation, read, training_batch, training_image
+from googlenet_train.data.loader import read, training_batch
+from googlenet_train.data.orientation import UPRIGHT, orientation, turned
+from googlenet_train.data.views import Augmentation, training_image
 from googlenet_train.randomness import Draws
 
 # Okabe and Ito's colours, which colour-blind people tell apart too; brown and violet in place of
@@ -59,7 +62,7 @@ def view_sheet(index: Index, config: Config, *, title: str, images: int, views: 
         i = (2 * row + 1) * len(index) // (2 * images)
         y = top + row * (_TILE + _TEXT + _GAP)
         shown = [_view(index, config, i, epoch) for epoch in range(views)]
-        photo = read(index, i, decode)
+        photo = read(index, i, partial(_photo, exif_orientation=config.data.exif_orientation))
         _draw_photo(sheet, (_MARGIN, y), photo, [view.box for view in shown])
         height, width = photo.shape[1:]
         _write(draw, (_MARGIN, y + _TILE + 4), index.classes[index.labels[i]], 14, _INK, _PHOTO)
@@ -74,12 +77,20 @@ def view_sheet(index: Index, config: Config, *, title: str, images: int, views: 
     return sheet
 
 
+def _photo(data: bytes | memoryview, exif_orientation: bool) -> Tensor:
+    return turned(decode(data), orientation(data) if exif_orientation else UPRIGHT)
+
+
 def _view(index: Index, config: Config, i: int, epoch: int) -> View:
     """Image i in an epoch, as `training_batch` makes it."""
     augmentation = Augmentation(**dict(config.augment))
     seed, size = config.run.seed, config.data.image_size
     pixels, box = read(
-        index, i, lambda data: training_image(data, Draws(seed, epoch, i), size, augmentation)
+        index,
+        i,
+        lambda data: training_image(
+            data, Draws(seed, epoch, i), size, augmentation, config.data.exif_orientation
+        ),
     )
     if not augmentation.mixes:
         return View(box, pixels, "")
@@ -99,6 +110,7 @@ def _view(index: Index, config: Config, i: int, epoch: int) -> View:
         augmentation=augmentation,
         micro_batch=place // 2,
         accumulate=batch_size // 2,
+        exif_orientation=config.data.exif_orientation,
     )
     assert pair.second is not None
     row = place % 2

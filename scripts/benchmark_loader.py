@@ -35,9 +35,10 @@ from torchvision.transforms import v2
 from googlenet_train.data.crops import random_resized_crop
 from googlenet_train.data.decode import decode, image_size
 from googlenet_train.data.index import Index, open_source
-from googlenet_train.data.loader import Augmentation, training_batch
+from googlenet_train.data.loader import training_batch
 from googlenet_train.data.order import batch_indices
 from googlenet_train.data.pack import Settings, pack
+from googlenet_train.data.views import Augmentation
 from googlenet_train.randomness import Draws
 
 SIZE = 224

@@ -184,7 +184,7 @@ def test_fresh_renames_only_once_the_start_is_sure(trained_folder, cli: Cli):
     shutil.move(trained_folder / "elsewhere", trained_folder / "photos")
     assert contents(trained_folder) == before
 
-    answer = cli("--config", "tiny.yaml", "--fresh", "schedule.epochs=1", cwd=trained_folder)
+    answer = cli("--config", "tiny.yaml", "--fresh", cwd=trained_folder)
     assert answer.rc == 0, answer.stderr
     assert "the old run is now runs/tiny-old" in answer.stderr
     after = contents(trained_folder)
@@ -309,3 +309,21 @@ def test_evaluate_names_what_it_lacks(trained_folder, cli: Cli):
     assert line.startswith("no folder 'photos/val'")
     assert line.endswith("Pass --data FOLDER.")
     assert contents(trained_folder / "runs") == before
+
+
+def test_another_network_cannot_be_accepted_on_resume(trained_folder, cli):
+    change = ("model.aux_logits=false", "--allow-config-change", "model.aux_logits")
+    answer = cli("--config", "tiny.yaml", "--resume", *change, cwd=trained_folder)
+    assert answer.rc == 2
+    assert "trains another network" in answer.error
+    assert "model.aux_logits: True -> False" in answer.error
+
+
+def test_a_shorter_schedule_is_refused_on_resume(trained_folder, cli):
+    answer = cli("--config", "tiny.yaml", "--resume", "schedule.epochs=1", cwd=trained_folder)
+    assert answer.rc == 2
+    assert "schedule.epochs: 2 -> 1" in answer.error
+
+
+def test_nothing_is_left_auto_in_a_run(trained_folder):
+    assert "auto" not in (trained_folder / "runs/tiny/config.yaml").read_text()

@@ -210,6 +210,17 @@ def test_prune_deletes_nothing_unless_the_new_one_verifies(tmp_path):
     assert kept(tmp_path) == [1, 2, 3]
 
 
+def test_a_damaged_one_that_was_passed_over_counts_for_nothing_for_good(tmp_path):
+    paths = [checkpoint.save(tmp_path, state(step)) for step in (80, 90, 100, 105)]
+    paths[2].write_bytes(b"damaged")
+    checkpoint.prune(tmp_path, paths[3], 2, passed_over=[paths[2]])
+    assert kept(tmp_path) == [90, 100, 105]
+    paths[2].unlink()
+    again = checkpoint.save(tmp_path, state(100))  # the run has come past that step once more
+    checkpoint.prune(tmp_path, again, 2, passed_over=[paths[2]])
+    assert kept(tmp_path) == [90, 100, 105]
+
+
 def test_a_damaged_one_of_a_later_step_counts_for_nothing(tmp_path):
     """Resuming passed over it; the run has not come there again, and must not lose its own."""
     paths = [checkpoint.save(tmp_path, state(step)) for step in (1, 2, 3, 9)]

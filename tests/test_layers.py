@@ -46,6 +46,7 @@ FLOORS = {
         "data.pack",
         "data.pack_state",
         "data.loader",
+        "data.views",
     ],
     "pure parts": [
         "loss",
@@ -68,6 +69,7 @@ FLOORS = {
         "data.color",
         "data.mixing",
         "data.erasing",
+        "data.orientation",
         "data.crops",
         "data.order",
         "data",

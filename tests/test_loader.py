@@ -14,19 +14,17 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from googlenet_train.data import loader, order
+from googlenet_train.data import order, views
 from googlenet_train.data.decode import INTERPOLATIONS, decode, resize
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.data.loader import (
-    Augmentation,
     Batch,
     ahead,
     evaluation_batch,
-    evaluation_views,
     to_device,
     training_batch,
-    training_image,
 )
+from googlenet_train.data.views import Augmentation, evaluation_views, training_image
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.randomness import Draws
 
@@ -181,7 +179,7 @@ def test_the_box_is_what_the_pixels_show(png, crop, flip):
 def test_the_box_comes_from_the_header_alone(png, monkeypatch):
     data, _ = png
     sequence = []
-    real_decode, real_crop = loader.decode, loader.crops.random_resized_crop
+    real_decode, real_crop = views.decode, views.crops.random_resized_crop
 
     def watched_crop(*args):
         sequence.append("box")
@@ -191,8 +189,8 @@ def test_the_box_comes_from_the_header_alone(png, monkeypatch):
         sequence.append(box)
         return real_decode(data, box)
 
-    monkeypatch.setattr(loader, "decode", watched_decode)
-    monkeypatch.setattr(loader.crops, "random_resized_crop", watched_crop)
+    monkeypatch.setattr(views, "decode", watched_decode)
+    monkeypatch.setattr(views.crops, "random_resized_crop", watched_crop)
     _, box = training_image(data, Draws(1), SIZE, PLAIN)
     assert sequence == ["box", box]
 

@@ -57,6 +57,7 @@ class Bench:
             precision="fp32",
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
+            channels_last=True,
             aux_weight=0.3,
             label_smoothing=0.0,
             clip_norm=1.0,

@@ -248,7 +248,10 @@ def test_named_checkpoint():
     assert runs.named_checkpoint(run, "last") is None
     assert runs.named_checkpoint(run, "3") == three
     assert runs.named_checkpoint(three, "last") == three
-    (run / runs.BEST).write_text('{"checkpoint": "checkpoints/step-00000003.safetensors"}')
+    info = {"total_steps": 10, "best": {"step": 3, "top1": 50.0}}
+    checkpoint.save(
+        run / runs.CHECKPOINTS, checkpoint.TrainState(6, {"w": torch.ones(1)}, info=info)
+    )
     assert runs.named_checkpoint(run, "best") == three
 
 
@@ -268,3 +271,40 @@ def test_named_checkpoint_that_is_none(run, which, message):
     with pytest.raises(UserError, match=message) as caught:
         runs.named_checkpoint(Path(run), which)
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_a_gap_in_the_numbers_hides_no_unfinished_run():
+    saved("runs/x-2", settings(), 3)
+    saved("runs/x-10", settings(seed=5), 3)
+    assert "runs/x-2 holds an unfinished run" in refused(settings())
+    assert choose(settings(), resume=True).folder == Path("runs/x-2")
+    assert choose(settings(seed=5), resume=True).folder == Path("runs/x-10")
+
+
+def test_only_a_longer_schedule_is_no_change():
+    def of(epochs: int) -> Config:
+        return Config.model_validate({"data": {"train": "photos"}, "schedule": {"epochs": epochs}})
+
+    assert runs.changes(of(3), of(4)) == []
+    assert runs.changes(of(3), of(2)) == [("schedule.epochs", 3, 2)]
+
+
+def test_the_last_step_is_not_the_end_before_it_is_evaluated():
+    path = saved("runs/x", settings(), 10)
+    state = checkpoint.TrainState(
+        10, {"w": torch.ones(1)}, info={"total_steps": 10, "evaluated": 9}
+    )
+    checkpoint.save(path / runs.CHECKPOINTS, state)
+    assert "unfinished run" in refused(settings())
+
+
+def test_best_is_what_the_newest_checkpoint_says_whatever_a_kill_left_in_best_json():
+    path = saved("runs/x", settings(), 4)
+    info = {"total_steps": 10, "best": {"step": 4, "top1": 50.0}}
+    checkpoint.save(
+        path / runs.CHECKPOINTS, checkpoint.TrainState(6, {"w": torch.ones(1)}, info=info)
+    )
+    (path / runs.BEST).write_text(
+        '{"step": 2, "checkpoint": "checkpoints/step-00000002.safetensors"}'
+    )
+    assert runs.best_checkpoint(path) == path / runs.CHECKPOINTS / "step-00000004.safetensors"

@@ -8,22 +8,16 @@ resizing release Python's lock, so threads scale without worker processes or sha
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from googlenet_train.data import color, crops, mixing, order, policies
-from googlenet_train.data.decode import (
-    INTERPOLATIONS,
-    UndecodableImage,
-    decode,
-    image_size,
-    resize,
-)
-from googlenet_train.data.erasing import random_erase
+from googlenet_train.data import mixing, order
+from googlenet_train.data.decode import UndecodableImage
 from googlenet_train.data.index import Index
+from googlenet_train.data.views import Augmentation, evaluation_views, training_image
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.randomness import Draws
 
@@ -42,27 +36,6 @@ class Batch(NamedTuple):
     labels: Tensor  # (N,) int64; of a mixed image the label with the larger share
     second: tuple[Tensor, Tensor] | None = None  # mixed: (N,) the other labels, (N,) their shares
     lost: tuple[Lost, ...] = ()  # the batch is smaller by these
-
-
-class Augmentation(NamedTuple):
-    """How a training image becomes pixels; see the keys of the same names under `augment`."""
-
-    crop: str
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    interpolation: str
-    flip: float
-    photometric: bool = False
-    policy: str = "none"
-    policy_magnitude: int = 9
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    @property
-    def mixes(self) -> bool:
-        """Whether an image gets a part of its neighbour in the batch."""
-        return self.mixup > 0 or self.cutmix > 0
 
 
 def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Iterator[T]:
@@ -84,56 +57,6 @@ def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Itera
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def training_image(
-    data: bytes | memoryview, draws: Draws, size: int, augmentation: Augmentation
-) -> tuple[Tensor, crops.Box]:
-    """One augmented view, (3, size, size) uint8, and the box of the image that it shows.
-
-    The box is chosen from the header's size alone, so a decoder may leave out all that lies beside.
-    What is switched off draws nothing: the rest stays as it is without. Mixing is of batches.
-    """
-    height, width = image_size(data)
-    if augmentation.crop == "vgg_scale_jitter":
-        box = crops.vgg_scale_jitter(height, width, size, draws)
-    else:
-        box = crops.random_resized_crop(
-            height, width, draws, augmentation.scale, augmentation.ratio
-        )
-    interpolation = augmentation.interpolation
-    if interpolation == "random":
-        interpolation = INTERPOLATIONS[draws.integer(len(INTERPOLATIONS))]
-    pixels = resize(decode(data, box), size, size, interpolation)
-    if draws.uniform() < augmentation.flip:
-        pixels = pixels.flip(2)
-    if augmentation.photometric:
-        pixels = color.photometric(pixels, draws)
-    if augmentation.policy == "randaugment":
-        pixels = policies.randaugment(pixels, draws, augmentation.policy_magnitude)
-    elif augmentation.policy == "trivialaugment":
-        pixels = policies.trivialaugment_wide(pixels, draws)
-    if augmentation.erase:
-        pixels = random_erase(pixels, draws, augmentation.erase)
-    return pixels, box
-
-
-def evaluation_views(data: bytes | memoryview, size: int, views: int = 1) -> Tensor:
-    """(views, 3, size, size) uint8: the centre crop, or the 10 or 144 crops of `crops.views`."""
-    pixels = decode(data)
-    height, width = int(pixels.shape[1]), int(pixels.shape[2])
-    scaled: dict[int, Tensor] = {}
-    out = torch.empty(views, 3, size, size, dtype=torch.uint8)
-    for n, view in enumerate(crops.views(height, width, size, views)):
-        if view.short_side not in scaled:
-            target = crops.resized_size(height, width, view.short_side)
-            scaled[view.short_side] = resize(pixels, *target, "bilinear")
-        top, left, h, w = view.box
-        crop = resize(
-            scaled[view.short_side][:, top : top + h, left : left + w], size, size, "bilinear"
-        )
-        out[n] = crop.flip(2) if view.mirrored else crop
-    return out
 
 
 def read(index: Index, i: int, make: Callable[[bytes | memoryview], T]) -> T:
@@ -179,6 +102,7 @@ def training_batch(
     micro_batch: int = 0,
     accumulate: int = 1,
     quarantine: bool = False,
+    exif_orientation: bool = False,
 ) -> Batch:
     """The images of one micro-batch of one step: a pure function of its arguments and the files.
 
@@ -193,7 +117,7 @@ def training_batch(
     images = _empty(len(chosen), image_size)
 
     def view(data: bytes | memoryview, draws: Draws) -> Tensor:
-        return training_image(data, draws, image_size, augmentation)[0]
+        return training_image(data, draws, image_size, augmentation, exif_orientation)[0]
 
     lost: dict[int, Lost] = {}  # by row
     for row, i in enumerate(chosen.tolist()):
@@ -257,14 +181,23 @@ def _mixed(batch: Batch, mixes: Sequence[mixing.Mix]) -> Batch:
 
 
 def evaluation_batch(
-    index: Index, chosen: Sequence[int], size: int, views: int = 1, quarantine: bool = False
+    index: Index,
+    chosen: Sequence[int],
+    size: int,
+    views: int = 1,
+    quarantine: bool = False,
+    exif_orientation: bool = False,
 ) -> Batch:
     """The evaluation crops of the images `chosen`; with `quarantine` of those that can be read."""
     images = _empty(len(chosen) * views, size)
     labels: list[int] = []
     lost: list[Lost] = []
+
+    def look(data: bytes | memoryview) -> Tensor:
+        return evaluation_views(data, size, views, exif_orientation)
+
     for i in chosen:
-        made = _read_or_lose(index, i, lambda data: evaluation_views(data, size, views), quarantine)
+        made = _read_or_lose(index, i, look, quarantine)
         if isinstance(made, Lost):
             lost.append(made)
             continue
@@ -282,19 +215,31 @@ def _empty(count: int, size: int) -> Tensor:
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which a GPU copies while it computes."""
-    return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+    return batch._replace(
+        images=batch.images.pin_memory(),
+        labels=batch.labels.pin_memory(),
+        second=batch.second and (batch.second[0].pin_memory(), batch.second[1].pin_memory()),
+    )
 
 
 def to_device(
-    images: Tensor, device: torch.device, mean: Sequence[float], std: Sequence[float]
+    images: Tensor,
+    device: torch.device,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels_last: bool = True,
 ) -> Tensor:
     """uint8 pixels to normalised float32 on the device: ((pixel / 255) - mean) / std.
 
     They travel as bytes, a quarter of the floats' traffic.
     """
-    pixels = images.to(device, non_blocking=True).float()
-    shift, scale = (
-        (torch.tensor(numbers).view(1, 3, 1, 1) * 255).to(device, non_blocking=True)
-        for numbers in (mean, std)
-    )
+    pixels = images.to(device, non_blocking=True)
+    pixels = pixels.float() if channels_last else pixels.contiguous().float()
+    shift, scale = _constant(tuple(mean), device), _constant(tuple(std), device)
     return pixels.sub_(shift).div_(scale)
+
+
+@lru_cache(maxsize=8)  # so that they travel once
+def _constant(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # made in evaluation, it must serve training too
+        return (torch.tensor(numbers).view(1, 3, 1, 1) * 255).to(device)
