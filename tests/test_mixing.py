@@ -266,6 +266,7 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
         label_smoothing=0.0,
         clip_norm=None,
         ema_every=1,
+        channels_last=True,
     )
     assert window[:2].tolist() == [4, 2]
     targets = torch.tensor([[0.6, 0.4, 0], [0.2, 0.8, 0], [1, 0, 0], [0, 0, 1]])

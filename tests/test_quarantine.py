@@ -154,6 +154,7 @@ def test_the_loss_is_the_mean_over_the_images_there_are():
             label_smoothing=0.0,
             clip_norm=None,
             ema_every=1,
+            channels_last=True,
         )
         return model[2].bias.detach(), window
 
