@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from googlenet_train import distributed
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, evaluation_batch
 from googlenet_train.errors import ExitCode
@@ -17,6 +18,8 @@ STEPS_TO_ESTIMATE = 20  # the first steps are slower: memory is still being foun
 
 def introduce(run: Session) -> None:
     """One block: on what, with what and for how long this run trains."""
+    if distributed.rank():
+        return
     config, launch = run.config, run.launch
     threads, precision = config.device.threads, config.device.precision
     plural = "" if threads == 1 else "s"
@@ -73,6 +76,8 @@ def evaluated(run: Session, results: Mapping[str, Mapping[str, float]]) -> None:
 
 def show_training_photos(run: Session, batch: Batch) -> None:
     """train_batch.jpg: the first images of the first step, as the network sees them."""
+    if distributed.rank():
+        return
     if len(batch.labels) == 0:  # none of its images can be read
         return
     classes = run.launch.train.classes
@@ -84,6 +89,8 @@ def show_training_photos(run: Session, batch: Batch) -> None:
 
 def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     """val_predictions.jpg: photos spread over the validation set, true class and prediction."""
+    if distributed.rank():
+        return
     count = min(SHEET, len(index))
     chosen = [i * len(index) // count for i in range(count)]
     batch = evaluation_batch(

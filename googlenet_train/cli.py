@@ -1,12 +1,13 @@
 """What a person types: the verbs, their flags, and how every ending becomes an exit code."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from googlenet_train import __version__
+from googlenet_train import __version__, distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.errors import ExitCode, UserError
 
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(_run(words))
     except UserError as error:
-        print(f"error    {error}", file=sys.stderr)
+        _tell(error)
+        if error.exit_code == ExitCode.DISTRIBUTED:
+            sys.stderr.flush()
+            os._exit(error.exit_code)  # an orderly end would wait for the rank that is missing
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -42,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return ExitCode.DONE
     except OSError as error:  # those that a person can mend better are UserErrors by now
-        where = f"{error.filename}: " if error.filename is not None else "storage: "
-        print(f"error    {where}{error.strerror or error}", file=sys.stderr)
+        _tell(distributed.as_user_error(error))
         return ExitCode.STORAGE
     except Exception:
         traceback.print_exc()
@@ -52,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return ExitCode.BUG
+
+
+def _tell(error: UserError) -> None:
+    rank = distributed.rank()
+    if rank == 0 or not error.shared:
+        who = f"rank {rank}: " if rank else ""
+        print(f"error    {who}{error}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:
@@ -63,6 +73,7 @@ def _run(words: list[str]) -> int:
         return _train(rest)
     if verb == "evaluate":
         return _evaluate(rest)
+    distributed.refuse_many_ranks(verb)
     if verb == "predict":
         return _predict(rest)
     if verb == "data":
@@ -131,18 +142,21 @@ def _train(words: list[str]) -> int:
 
     from googlenet_train import config_file, launch
 
-    prepared = launch.prepare(
-        config_file.load(given.config, given.overrides),
-        resume=given.resume,
-        fresh=given.fresh,
-        allow=given.allow_config_change,
-    )
-    if prepared is None:
-        return ExitCode.DONE
-    print("loading PyTorch…", file=sys.stderr, flush=True)
-    from googlenet_train.train import train
+    loaded = config_file.load(given.config, given.overrides)
+    with distributed.group(loaded.config.distributed.timeout):
+        prepared = launch.prepare_ranks(
+            loaded,
+            resume=given.resume,
+            fresh=given.fresh,
+            allow=given.allow_config_change,
+        )
+        if prepared is None:
+            return ExitCode.DONE
+        if distributed.rank() == 0:
+            print("loading PyTorch…", file=sys.stderr, flush=True)
+        from googlenet_train.train import train
 
-    return train(prepared)
+        return train(prepared)
 
 
 def _config(words: list[str]) -> int:
@@ -203,17 +217,20 @@ def _evaluate(words: list[str]) -> int:
     given = parser.parse_intermixed_args(words)
 
     _find(given.run, given.checkpoint)
-    from googlenet_train.evaluate_run import evaluate_runs
+    from googlenet_train.config import Distributed
 
-    return evaluate_runs(
-        given.run,
-        weights=given.weights,
-        crops=given.crops,
-        source=given.data,
-        which=given.checkpoint,
-        kind=given.device,
-        as_json=given.json,
-    )
+    with distributed.group(Distributed().timeout):
+        from googlenet_train.evaluate_run import evaluate_runs
+
+        return evaluate_runs(
+            given.run,
+            weights=given.weights,
+            crops=given.crops,
+            source=given.data,
+            which=given.checkpoint,
+            kind=given.device,
+            as_json=given.json,
+        )
 
 
 def _predict(words: list[str]) -> int:

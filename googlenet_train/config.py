@@ -414,6 +414,22 @@ class Device(Section):
     )
 
 
+class Distributed(Section):
+    """How the ranks of one run work together; torchrun says how many there are."""
+
+    timeout: Positive = Field(
+        default=600,
+        description="Seconds that a rank waits for another one before the run ends (exit code 7), "
+        "naming the rank that hangs. Ten minutes outlast a slow file system; the first index of a "
+        "huge data set may need more, or `googlenet-train data index` beforehand.",
+    )
+    sync_batchnorm: bool = Field(
+        default=False,
+        description="Normalise over the images of all ranks instead of each rank's own. It costs "
+        "one more exchange a layer and pays below some 16 images a rank; GPUs only.",
+    )
+
+
 class Log(Section):
     """What is written while training."""
 
@@ -438,4 +454,5 @@ class Config(Section):
     evaluate: Evaluate = Field(default_factory=Evaluate)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     device: Device = Field(default_factory=Device)
+    distributed: Distributed = Field(default_factory=Distributed)
     log: Log = Field(default_factory=Log)

@@ -2,11 +2,11 @@
 
 import argparse
 import errno
-import os
 import sys
 import time
 from pathlib import Path
 
+from googlenet_train import distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.data.index import open_source
 from googlenet_train.errors import ExitCode, UserError
@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
                 index,
                 destination,
                 settings,
-                workers=given.workers or _cores(),
+                workers=given.workers or distributed.cores(),
                 skip_unreadable=given.skip_unreadable,
                 progress=progress,
             )
@@ -124,11 +124,6 @@ def _parser() -> Parser:
         "--skip-unreadable", action="store_true", help="leave out photos that cannot be read"
     )
     return parser
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
 
 
 def _short_side(text: str) -> int | None:

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from googlenet_train import distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.errors import ExitCode, UserError
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
     given = parser.parse_args(words)
 
     index = open_source(given.source, rescan=True)
-    found = _verify(index, given.workers or _cores(), listing=not given.json)
+    found = _verify(index, given.workers or distributed.cores(), listing=not given.json)
     across = sum(len(set(index.labels[group].tolist())) > 1 for group in found.copies)
     spare = sum(len(group) - 1 for group in found.copies)
     if given.json:
@@ -133,11 +133,6 @@ def _copies(digests: npt.NDArray[np.uint8], among: npt.NDArray[np.intp]) -> list
 def _field(text: str) -> str:
     """Text that keeps within its line and column."""
     return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
 
 
 def _count(text: str) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from googlenet_train import distributed
 from googlenet_train.errors import ExitCode, UserError
 
 
@@ -28,8 +29,14 @@ def choose(kind: str) -> Choice:
             ExitCode.USAGE,
         )
     if kind in ("auto", "cuda") and cuda_missing is None:
-        many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        local_rank = int(os.environ.get("LOCAL_RANK", "0")) if many else 0
+        local_rank, count = distributed.local_rank(), torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"torchrun started {distributed.local_world_size()} ranks here, but there "
+                f"{'are' if count > 1 else 'is'} {count} GPU{'s' if count > 1 else ''}. Use "
+                f"--nproc-per-node {count}.",
+                ExitCode.DISTRIBUTED,
+            )
         name = torch.cuda.get_device_name(local_rank)
         return Choice(torch.device("cuda", local_rank), f"{name}, CUDA {torch.version.cuda}")
     mps = torch.backends.mps.is_available()
@@ -82,6 +89,19 @@ def good_precision(device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def threads_per_rank() -> int:
+    """Intra-op threads for `device.threads: auto`: PyTorch's own choice; of a rank, its share.
+
+    torchrun gives each rank one thread where OMP_NUM_THREADS is not set: safe, and most of the
+    machine idle. The ranks of one machine share its cores evenly instead; all take the least.
+    """
+    if not distributed.in_group():
+        return torch.get_num_threads()
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return distributed.least(torch.get_num_threads())
+    return distributed.least(distributed.cores())
 
 
 def prepare(

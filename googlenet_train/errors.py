@@ -27,3 +27,4 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.shared = False  # whether every rank raises it, so that one of them tells it

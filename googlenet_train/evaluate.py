@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from googlenet_train import device as devices
-from googlenet_train import metrics
+from googlenet_train import distributed, metrics
 from googlenet_train.config import Config
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, pinned, to_device
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.signals import Signals
 
+_NOTHING = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64))
 Network = Callable[[Tensor], Tensor]  # normalised images (N, 3, size, size) to logits (N, classes)
 
 
@@ -93,24 +95,28 @@ def evaluate(
     index: Index,
     setting: Setting,
     *,
-    interrupted: Callable[[], bool] = lambda: False,
+    signals: Signals | None = None,
     progress: Callable[[int], object] = lambda images: None,
     leave_out: Callable[[Sequence[Lost]], object] = lambda lost: None,
 ) -> dict[str, dict[str, float]] | None:
     """Per network: `top1`, `top5`, `top1_macro` (percent), `loss`, `seen`.
 
-    Every image is seen exactly once: the last batch is smaller, nothing is padded. Each image is
-    decoded once, whatever the number of networks. None where `interrupted` came true. With
-    `setting.quarantine` those that cannot be read are told to `leave_out` and not seen.
+    Every image is seen exactly once, by one of the ranks: the last batch is smaller, nothing is
+    padded. Each image is decoded once, whatever the number of networks. None where `signals` asks
+    to stop. With `setting.quarantine` those that cannot be read are told to `leave_out`, those of
+    all ranks on each rank, and not seen.
     """
+    signals = signals or Signals()
+    mine = range(distributed.rank(), len(index), distributed.world_size())
     per_batch = max(1, setting.batch_size // setting.views)
-    starts = range(0, len(index), per_batch)
+    # As many batches on every rank, the last of them empty on some, so that all agree as often.
+    most = -(-len(index) // distributed.world_size())
+    starts = range(0, most, per_batch)
 
     def make(start: int) -> Batch:
-        chosen = range(start, min(start + per_batch, len(index)))
         batch = evaluation_batch(
             index,
-            chosen,
+            mine[start : start + per_batch],
             setting.image_size,
             setting.views,
             setting.quarantine,
@@ -119,17 +125,25 @@ def evaluate(
         return pinned(batch) if setting.device.type == "cuda" else batch
 
     counts = {name: metrics.new_counts(len(index.classes), setting.device) for name in networks}
-    seen = 0
-    for batch in ahead(make, starts, setting.workers):
-        if interrupted():
+    batches = ahead(make, starts, setting.workers)
+    for _ in starts:
+        batch, error = _NOTHING, None
+        try:
+            batch = next(batches)
+        except UserError as raised:
+            error = raised
+        images, lost = signals.agree(len(batch.labels), len(batch.lost), error=error)
+        if signals.stop is not None:
             return None
-        leave_out(batch.lost)
+        if lost:
+            leave_out(distributed.gather_all(batch.lost))
         if len(batch.labels):
             labels = batch.labels.to(setting.device)
             for name, network in networks.items():
                 metrics.count(counts[name], probabilities(network, batch.images, setting), labels)
-        seen += len(batch.labels)
-        progress(len(batch.labels) + len(batch.lost))
-    if seen == 0:
-        raise UserError("none of the images to evaluate on can be read", ExitCode.DATA)
+        progress(images + lost)
+    for name in counts:
+        counts[name] = metrics.over_ranks(counts[name])
+        if not counts[name][:, 0].any():
+            raise UserError("none of the images to evaluate on can be read", ExitCode.DATA)
     return {name: metrics.summary(c) for name, c in counts.items()}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from googlenet_train import device as devices
+from googlenet_train import distributed
 from googlenet_train.data.index import Index, open_source, with_classes
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, ensemble, evaluate
@@ -32,7 +33,7 @@ def evaluate_runs(
     first = trained[0]
     for other in trained[1:]:
         _check_can_join(first, other)
-    devices.prepare(choice.device)
+    devices.prepare(choice.device, threads=devices.threads_per_rank())
     where = source or first.config.data.val
     if where is None:
         raise UserError(
@@ -55,13 +56,14 @@ def evaluate_runs(
     }
     quarantine = Quarantine({where: index}, first.config.data.quarantine_limit)
     started = time.monotonic()
-    with tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=None) as bar:
+    hidden = True if distributed.rank() else None  # None: where there is no terminal
+    with tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=hidden) as bar:
         results = evaluate(
             networks,
             index,
             setting,
             progress=bar.update,
-            leave_out=lambda lost: quarantine.add(where, lost, 0),
+            leave_out=lambda lost: distributed.together(lambda: quarantine.add(where, lost, 0)),
         )
     assert results is not None
     seconds = time.monotonic() - started
@@ -78,6 +80,8 @@ def evaluate_runs(
         }
         for kind, r in results.items()
     ]
+    if distributed.rank():
+        return ExitCode.DONE
     if as_json:
         json.dump(rows if as_list else rows[0], sys.stdout)
         print()

@@ -1,6 +1,5 @@
 """Everything between the command line and torch: whatever can be wrong without it is found here."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,17 +57,16 @@ def prepare(
     shipped = ", shipped with the package" if loaded.shipped else ""
     _say(f"googlenet-train {__version__}")
     _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
-    distributed.refuse_many_ranks()
+    if distributed.world_size() > 1:
+        _say(
+            f"ranks    {distributed.world_size()}, {distributed.local_world_size()} on this machine"
+        )
 
     _check_keys(allow)
     run = runs.choose(config, loaded.name, resume=resume, fresh=fresh)
     _say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
-    train = _at(loaded, "data.train", lambda: open_source(config.data.train))
-    val = None
-    if config.data.val is not None:
-        source = config.data.val
-        val = _at(loaded, "data.val", lambda: check_same_classes(train, open_source(source)))
+    train, val = _open_data(loaded, config)
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
 
@@ -95,6 +93,50 @@ def prepare(
         _say(f"fresh    the old run is now {run.aside}")
     runs.make(run)
     return launch
+
+
+def prepare_ranks(
+    loaded: config_file.Loaded, *, resume: bool, fresh: bool, allow: Sequence[str]
+) -> Launch | None:
+    """`prepare` for every rank: the first decides, the others open the same data.
+
+    Raises UserError (data) where a rank's machine has other images.
+    """
+    mine: list[Launch] = []
+
+    def decide() -> tuple[Config, Path, bool, dict[str, str | None]] | None:
+        launch = prepare(loaded, resume=resume, fresh=fresh, allow=allow)
+        if launch is None:
+            return None
+        mine.append(launch)
+        return launch.config, launch.folder, launch.resume, launch.fingerprints()
+
+    decided = distributed.together(decide)
+    error = None
+    if decided is not None and not mine:
+        config, folder, resumes, fingerprints = decided
+        try:
+            train, val = _open_data(loaded, config)
+            mine.append(Launch(config, train, val, folder, resumes))
+            if mine[0].fingerprints() != fingerprints:
+                raise UserError(
+                    f"{loaded.where('data.train')}: other images here than rank 0 has. Give every "
+                    "machine the same data set.",
+                    ExitCode.DATA,
+                )
+        except UserError as raised:
+            error = raised
+    distributed.raise_first(error)
+    return mine[0] if mine else None
+
+
+def _open_data(loaded: config_file.Loaded, config: Config) -> tuple[Index, Index | None]:
+    train = _at(loaded, "data.train", lambda: open_source(config.data.train))
+    if config.data.val is None:
+        return train, None
+    source = config.data.val
+    val = _at(loaded, "data.val", lambda: check_same_classes(train, open_source(source)))
+    return train, val
 
 
 def _verifies(path: Path) -> bool:
@@ -171,10 +213,10 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
 def _check_batch(loaded: config_file.Loaded, count: int) -> None:
     batch = loaded.config.optimizer
     try:
-        order.check_divides(batch.batch_size, 1, batch.accumulate)
+        order.check_divides(batch.batch_size, distributed.world_size(), batch.accumulate)
         order.steps_per_epoch(count, batch.batch_size)
         if loaded.config.augment.mixup or loaded.config.augment.cutmix:
-            mixing.check_pairs(batch.batch_size, 1, batch.accumulate)
+            mixing.check_pairs(batch.batch_size, distributed.world_size(), batch.accumulate)
     except UserError as error:
         key = "optimizer.batch_size"  # the message begins with it; say where it was written too
         raise UserError(loaded.where(key) + str(error).removeprefix(key), error.exit_code) from None
@@ -204,8 +246,7 @@ def _workers(stated: int | str) -> int:
     if isinstance(stated, int):
         return stated
     # The threads only decode; beyond 16 a GPU that trains GoogLeNet is fed.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, cores or 1)
+    return min(16, distributed.cores())
 
 
 def data_summary(index: Index) -> str:

@@ -12,7 +12,8 @@ from typing import NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from googlenet_train import announce, bad_step, checkpoint, runs
+from googlenet_train import announce, bad_step, checkpoint, distributed, runs
+from googlenet_train.data.loader import Lost
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, evaluate, with_weights
 from googlenet_train.quarantine import Quarantine
@@ -98,16 +99,17 @@ def evaluate_run(run: Session, signals: Signals) -> None:
     for decay in sorted(run.averages):
         networks[f"val_ema_{decay}"] = with_weights(run.model, run.averages[decay])
     setting = Setting.of(run.config, run.device)
-    bar = tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=None)
+    hidden = True if distributed.rank() else None  # None: where there is no terminal
+    bar = tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=hidden)
     run.model.eval()
     try:
         results = evaluate(
             networks,
             index,
             setting,
-            interrupted=lambda: signals.stop is not None,
+            signals=signals,
             progress=bar.update,
-            leave_out=lambda lost: run.quarantine.add("data.val", lost, run.step),
+            leave_out=lambda lost: leave_out(run, "data.val", lost, run.step),
         )
     finally:
         run.model.train()
@@ -132,12 +134,25 @@ def evaluate_run(run: Session, signals: Signals) -> None:
     announce.show_predictions(run, index, setting)
 
 
+def leave_out(run: Session, source: str, lost: Sequence[Lost], step: int) -> None:
+    """List the images, of all ranks, that could not be read.
+
+    Raises UserError (data) where they are too many.
+    """
+    distributed.together(lambda: run.quarantine.add(source, lost, step))
+
+
 def save(run: Session, *, prune: bool = True) -> None:
     """Copy this step's state; another thread commits it as a checkpoint while training goes on.
 
     Waits for a save that is not done yet. Errors come out of `run.background`.
     """
     _look(run)
+    distributed.together(lambda: _begin_save(run, prune))
+    run.saved = run.step
+
+
+def _begin_save(run: Session, prune: bool) -> None:
     run.background.wait()  # before the copy, so that there are never two
     run.reporter.flush()
     keep = run.config.checkpoint.keep if prune else None
@@ -151,7 +166,6 @@ def save(run: Session, *, prune: bool = True) -> None:
         run.passed_over,
     )
     run.background.start(work)
-    run.saved = run.step
 
 
 def _commit(
@@ -211,9 +225,14 @@ def _stop_at_bad_step(run: Session, fatal: int, skipped_before: int) -> NoReturn
     try:
         if run.saved < fatal > 0:
             save(run, prune=False)  # the trouble may be older than its first NaN
-        run.background.wait()
+        distributed.together(run.background.wait)
     except UserError as error:
         if error.exit_code != ExitCode.NUMERIC:
             raise
         kept = next(reversed(checkpoint.checkpoints(run.checkpoints)), None)
-    raise UserError(bad_step.report(run, skipped_before, kept), ExitCode.NUMERIC)
+
+    def report() -> NoReturn:
+        raise UserError(bad_step.report(run, skipped_before, kept), ExitCode.NUMERIC)
+
+    distributed.together(report)
+    raise AssertionError("unreachable: every rank raises the report")

@@ -44,11 +44,11 @@ def new_guard(model: nn.Module, window: Tensor, limit: int) -> Guard:
 def judge(guard: Guard, window: Tensor, sums: Tensor, step: int) -> Tensor:
     """A 0-dim boolean on the device: whether `step` is to change nothing. Counts it in `guard`.
 
-    `sums` is `window` with this step's losses and gradient norm added: one NaN or infinity
-    anywhere in them reaches it. All ranks agree, for one rank's loss alone may be bad.
+    `sums` is `window` with this step's losses and gradient norm added, of all ranks: one NaN or
+    infinity anywhere in them reaches it, and every rank judges alike.
     """
     # No plain number may stand in a torch.where: it would be copied to a GPU, which waits for it.
-    unfit = distributed.all_reduce_sum((~torch.isfinite(sums).all()).float()) > 0
+    unfit = ~torch.isfinite(sums).all()
     skipped, in_a_row, fatal = guard.counts.unbind()
     over = fatal >= 0
     now = unfit & ~over & (in_a_row >= guard.limit)
@@ -72,14 +72,30 @@ def snapshot(guard: Guard) -> list[Tensor]:
 
 
 @torch.no_grad()
-def restore(guard: Guard, before: Sequence[Tensor], bad: Tensor) -> None:
-    """The statistics are again those of `before` where `bad`, else as they are."""
+def settle(guard: Guard, before: Sequence[Tensor], bad: Tensor, share: float = 1.0) -> None:
+    """The statistics are again those of `before` where `bad`, else the mean over the ranks.
+
+    `share` is this rank's part of the step's images, its weight in that mean.
+    """
     for group, old in zip(guard.statistics, before, strict=True):
-        chosen = torch.where(bad, old, _joined(group))
-        parts = torch.split(chosen, [tensor.numel() for tensor in group])
-        torch._foreach_copy_(
-            group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)]
-        )
+        now = _joined(group)
+        if distributed.in_group() and now.is_floating_point():
+            now = distributed.all_reduce_sum(now * share)
+        _write(group, torch.where(bad, old, now))
+
+
+@torch.no_grad()
+def put_back(guard: Guard, before: Sequence[Tensor]) -> None:
+    """The statistics are again those of `before`."""
+    for group, old in zip(guard.statistics, before, strict=True):
+        _write(group, old)
+
+
+def _write(group: tuple[Tensor, ...], joined: Tensor) -> None:
+    parts = torch.split(joined, [tensor.numel() for tensor in group])
+    torch._foreach_copy_(
+        group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)]
+    )
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

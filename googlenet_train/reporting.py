@@ -10,19 +10,26 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from googlenet_train import distributed
 from googlenet_train.storage import fsync, write_durably
 
 EVENTS = "events.out.tfevents.*"
 
 
 class Reporter:
-    """The open files of one run's log. Only rank 0 has one.
+    """The open files of one run's log; without a folder, as on all ranks but the first, nothing.
 
     `step` is the step that the run starts from: whatever an earlier process logged past it is cut.
     """
 
-    def __init__(self, folder: Path, step: int, steps_per_epoch: int) -> None:
+    def __init__(self, folder: Path | None, step: int, steps_per_epoch: int) -> None:
+        self._folder = folder
         self._steps_per_epoch = steps_per_epoch
+        self._bar: Any = None  # tqdm's own type cannot be written for a bar without items
+        self._said = time.monotonic()
+        self._terminal = folder is not None and sys.stderr.isatty()
+        if folder is None:
+            return
         self._metrics_path = folder / "metrics.jsonl"
         _cut(self._metrics_path, step)
         if step == 0:  # a start that failed before its first checkpoint may have left some
@@ -31,12 +38,11 @@ class Reporter:
         self._metrics = self._metrics_path.open("a")
         # TensorBoard hides what is larger or equal, and step itself was logged before it was saved.
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-        self._terminal = sys.stderr.isatty()
-        self._bar: Any = None  # tqdm's own type cannot be written for a bar without items
-        self._said = time.monotonic()
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Values under their TensorBoard tags, at optimizer step `step`."""
+        if self._folder is None:
+            return
         epoch = round(step / self._steps_per_epoch, 4)
         self._metrics.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         for tag, value in values.items():
@@ -101,12 +107,15 @@ class Reporter:
 
     def close(self) -> None:
         self.close_bar()
-        self._metrics.close()
-        self._board.close()
+        if self._folder is not None:
+            self._metrics.close()
+            self._board.close()
 
 
 def say(line: str = "") -> None:
-    """A line for the person at the keyboard, on stderr, above a bar if there is one."""
+    """A line for the person at the keyboard, on stderr, above a bar if there is one; once a run."""
+    if distributed.rank():
+        return
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 

@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "optimizer.on_nonfinite",
     "optimizer.skip_limit",
     "checkpoint.",
+    "distributed.timeout",
 )
 
 

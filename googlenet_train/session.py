@@ -11,9 +11,19 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
-from googlenet_train import __version__, checkpoint, config_text, ema, numeric, optim, runs
+from googlenet_train import (
+    __version__,
+    checkpoint,
+    config_text,
+    distributed,
+    ema,
+    numeric,
+    optim,
+    parallel,
+    runs,
+)
 from googlenet_train import device as devices
 from googlenet_train.background import Background
 from googlenet_train.config import Config
@@ -39,6 +49,7 @@ class Session:
     config: Config  # with nothing `auto` left
     choice: devices.Choice
     model: GoogLeNet
+    network: nn.Module  # the same, as the ranks train it together
     optimizer: torch.optim.SGD
     live: dict[str, Tensor]  # the network's own tensors, by name
     averages: dict[float, ema.Average]
@@ -87,24 +98,25 @@ def open_session(launch: Launch) -> Session:
         threads=int(config.device.threads),
         deterministic=config.device.deterministic,
     )
-    state = None
-    if launch.resume:
-        state, bad = checkpoint.newest(launch.folder / runs.CHECKPOINTS)
-        for line in bad:
-            say(f"warning  {line}; taking the one before")
+    state = _newest(launch.folder / runs.CHECKPOINTS) if launch.resume else None
 
     torch.manual_seed(key(config.run.seed, _WEIGHTS))
     model = build_model(config, len(launch.train.classes)).to(choice.device)
+    if config.distributed.sync_batchnorm:
+        model = parallel.with_sync_batchnorm(model, choice.device)
     live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     window = torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device)
     step = state.step if state else 0
+    first = distributed.rank() == 0  # the one that writes
     sources = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
     skips = config.optimizer.skip_limit if config.optimizer.on_nonfinite == "skip" else 0
+    guard = numeric.new_guard(model, window, skips)
     session = Session(
         launch=launch,
         config=config,
         choice=choice,
         model=model,
+        network=model,
         optimizer=optim.build_sgd(
             model,
             lr=config.optimizer.lr,
@@ -115,16 +127,56 @@ def open_session(launch: Launch) -> Session:
         live=live,
         averages={decay: ema.start(live) for decay in config.ema.decays},
         window=window,
-        guard=numeric.new_guard(model, window, skips),
-        quarantine=Quarantine(sources, config.data.quarantine_limit, launch.folder, step),
-        reporter=Reporter(launch.folder, step, launch.steps_per_epoch),
+        guard=guard,
+        quarantine=Quarantine(
+            sources, config.data.quarantine_limit, launch.folder if first else None, step
+        ),
+        reporter=Reporter(launch.folder if first else None, step, launch.steps_per_epoch),
     )
     if state is not None:
         _restore(session, state)
         saved = checkpoint.checkpoints(session.checkpoints)
         session.passed_over = [path for path in saved if checkpoint.step_of(path) > state.step]
-    _describe_run(session)
+    distributed.broadcast(_tensors(session))
+    session.network = parallel.spread(
+        model, guard, choice.device, config.data.image_size, config.optimizer.accumulate
+    )
+    distributed.together(lambda: _describe_run(session))
     return session
+
+
+def _newest(folder: Path) -> checkpoint.TrainState | None:
+    """The newest checkpoint that verifies. Rank 0 alone reads it; the others get its tensors later.
+
+    Raises UserError (checkpoint) where there are some and none verifies.
+    """
+    read: list[checkpoint.TrainState] = []
+
+    def find() -> tuple[int, dict[str, Any]] | None:
+        state, bad = checkpoint.newest(folder)
+        for line in bad:
+            say(f"warning  {line}; taking the one before")
+        if state is None:
+            return None
+        read.append(state)
+        return state.step, state.info
+
+    found = distributed.together(find)
+    if found is None or read:
+        return read[0] if read else None
+    return checkpoint.TrainState(found[0], model={}, info=found[1])
+
+
+def _tensors(session: Session) -> list[Tensor]:
+    """All that a step reads and changes: every rank must hold the same."""
+    momentum = [
+        slot["momentum_buffer"]
+        for p in session.model.parameters()
+        if "momentum_buffer" in (slot := session.optimizer.state[p])
+    ]
+    averages = [tensor for average in session.averages.values() for tensor in average.values()]
+    counts = session.guard.counts
+    return [*session.live.values(), *momentum, *averages, session.window, counts]
 
 
 def _resolved(config: Config, device: torch.device) -> Config:
@@ -133,7 +185,7 @@ def _resolved(config: Config, device: torch.device) -> Config:
         config,
         {
             "device.kind": device.type,
-            "device.threads": torch.get_num_threads() if threads == "auto" else threads,
+            "device.threads": devices.threads_per_rank() if threads == "auto" else threads,
             "device.precision": (
                 devices.good_precision(device) if precision == "auto" else precision
             ),
@@ -188,7 +240,7 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
     for decay, average in session.averages.items():
         for name, tensor in state.ema.get(str(decay), state.model).items():
             average[name].copy_(tensor)
-    session.window.copy_(state.window["sums"])
+    session.window.copy_(state.window.get("sums", session.window))
     session.guard.counts.copy_(state.window.get("guard", session.guard.counts))
     session.step = session.saved = state.step
     session.evaluated = state.info["evaluated"]
@@ -206,7 +258,8 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
 
 def topology(session: Session) -> dict[str, str | int]:
     """What must be the same for the same bits."""
-    return devices.topology(session.device, int(session.config.device.threads), ranks=1)
+    threads = int(session.config.device.threads)
+    return devices.topology(session.device, threads, distributed.world_size())
 
 
 def _describe_run(session: Session) -> None:

@@ -4,16 +4,22 @@ import os
 import signal
 from types import FrameType, TracebackType
 
+from googlenet_train import distributed
+from googlenet_train.errors import UserError
+
 
 class Signals:
     """While it is entered, a signal only sets a flag; a second one to stop exits at once.
 
-    Nothing is half done at a step boundary, so that is where the training loop looks.
+    Nothing is half done at a step boundary, so that is where the ranks tell each other what they
+    have heard. `stop` and `save` are what all of them know.
     """
 
     def __init__(self) -> None:
         self.stop: int | None = None
         self.save = False
+        self._heard_stop: int | None = None
+        self._heard_save = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":
@@ -32,12 +38,36 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def agree(
+        self, *counts: int, save: bool = False, error: UserError | None = None
+    ) -> tuple[int, ...]:
+        """Every rank's signals, wish to save and error, from now on known to all; `counts` summed.
+
+        All ranks call it at the same boundaries. Where one has an `error`, all of them raise it.
+        """
+        heard, self._heard_save = self._heard_save, False
+        mine = (
+            self._heard_stop == signal.SIGINT,
+            self._heard_stop == signal.SIGTERM,
+            heard or save,
+            error is not None,
+        )
+        interrupted, terminated, saves, failed, *sums = distributed.sum_over_ranks(
+            [*map(int, mine), *counts]
+        )
+        if failed:
+            distributed.raise_first(error)
+        if interrupted or terminated:
+            self.stop = int(signal.SIGTERM if terminated else signal.SIGINT)
+        self.save = self.save or saves > 0
+        return tuple(sums)
+
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop is not None:
+        if self._heard_stop is not None:
             os._exit(128 + number)  # the last checkpoint is whole: saving renames, never overwrites
-        self.stop = number
+        self._heard_stop = number
         # os.write: a print inside a handler could interrupt a print and fail.
         os.write(2, b"\nstopping at the next step (again: at once)\n")
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
-        self.save = True
+        self._heard_save = True

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from googlenet_train import announce, ema, milestones, numeric, optim, runs
+from googlenet_train import announce, distributed, ema, milestones, numeric, optim, parallel, runs
 from googlenet_train import device as devices
 from googlenet_train.data.loader import (
     Batch,
@@ -37,6 +39,7 @@ def train_step(
     guard: numeric.Guard,
     *,
     step: int,
+    count: int,
     lr: float,
     seed: int,
     device: torch.device,
@@ -49,20 +52,25 @@ def train_step(
     clip_norm: float | None,
     ema_every: int,
 ) -> None:
-    """One optimizer step on one global batch, given as micro-batches.
+    """One optimizer step on one global batch of `count` images, given as this rank's micro-batches.
 
     Adds to `window` (see WINDOW) on the device; nothing here waits for the device. Where the loss
     or the gradients are not finite nothing changes, but for the counts in `guard`. Images that
     could not be read are not there: the means are over those that are, and a step on none is none.
     """
-    count = sum(len(batch.labels) for batch in micro_batches)
     if count == 0:
         return
-    sums, statistics = window.clone(), numeric.snapshot(guard)
+    ranks, rank = distributed.world_size(), distributed.rank()
+    statistics = numeric.snapshot(guard)
+    sums = torch.zeros(6, device=device)  # of this step, as the first columns of the window
     for number, batch in enumerate(micro_batches):
+        exchanging = parallel.exchanging(model, last=number == len(micro_batches) - 1)
         if len(batch.labels) == 0:
+            if ranks > 1:
+                with exchanging:
+                    parallel.take_part(model, guard, device, batch.images.shape[-1], precision)
             continue
-        torch.manual_seed(key(seed, _DROPOUT, step, number))
+        torch.manual_seed(key(seed, _DROPOUT, step, number * ranks + rank))
         images = to_device(batch.images, device, mean, std, channels_last)
         labels = batch.labels.to(device, non_blocking=True)
         second = batch.second
@@ -71,26 +79,34 @@ def train_step(
                 second[0].to(device, non_blocking=True),
                 second[1].to(device, non_blocking=True),
             )
-        with devices.autocast(device, precision):
-            outputs = model(images)
-        losses = googlenet_loss(
-            outputs, labels, second=second, aux_weight=aux_weight, label_smoothing=label_smoothing
-        )
-        torch.autograd.backward(losses.total / (count / len(labels)))
+        with exchanging:
+            with devices.autocast(device, precision):
+                outputs = model(images)
+            losses = googlenet_loss(
+                outputs,
+                labels,
+                second=second,
+                aux_weight=aux_weight,
+                label_smoothing=label_smoothing,
+            )
+            # The exchange takes the mean over the ranks; the mean over all images is meant.
+            torch.autograd.backward(losses.total / (count / (ranks * len(labels))))
         logits = outputs if isinstance(outputs, Tensor) else outputs.main
         zero = torch.zeros((), device=device)
         per_image = [loss.detach() if loss is not None else zero for loss in losses]
         correct = (logits.detach().argmax(1) == labels).float().mean()
-        sums[:6] += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
+        sums += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
 
+    distributed.all_reduce_sum(sums)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    sums[6:] += torch.stack([torch.ones_like(norm), norm])
+    sums = window + torch.cat([sums, torch.stack([torch.ones_like(norm), norm])])
 
     bad = numeric.judge(guard, window, sums, step)
-    numeric.restore(guard, statistics, bad)
+    mine = sum(len(batch.labels) for batch in micro_batches)
+    numeric.settle(guard, statistics, bad, share=mine / count)
     window.copy_(torch.where(bad, window, sums))
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -105,8 +121,8 @@ def train_step(
 
 def train(launch: Launch) -> ExitCode:
     """Train until the last step, or until a signal asks to stop; both leave a checkpoint."""
-    launch.folder.mkdir(parents=True, exist_ok=True)
-    with runs.lock(launch.folder), Signals() as signals:
+    with ExitStack() as held, Signals() as signals:
+        distributed.together(lambda: _take_folder(launch.folder, held))
         run = open_session(launch)
         try:
             announce.introduce(run)
@@ -117,6 +133,11 @@ def train(launch: Launch) -> ExitCode:
             raise
         finally:
             run.close()
+
+
+def _take_folder(folder: Path, held: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(runs.lock(folder))
 
 
 def _train(run: Session, signals: Signals) -> ExitCode:
@@ -133,6 +154,8 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             batch_size=config.optimizer.batch_size,
             image_size=config.data.image_size,
             augmentation=augmentation,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
             micro_batch=part,
             accumulate=parts,
             quarantine=config.data.on_error == "quarantine",
@@ -144,7 +167,20 @@ def _train(run: Session, signals: Signals) -> ExitCode:
     clock = Clock()
     run.model.train()
     while True:
-        run.background.check()
+        micro_batches, error = [], None
+        try:
+            run.background.check()
+            if run.step < total:
+                with clock.waiting():
+                    micro_batches = [next(batches) for _ in range(parts)]
+        except (UserError, OSError) as raised:
+            error = distributed.as_user_error(raised)
+        count, lost = signals.agree(
+            sum(len(batch.labels) for batch in micro_batches),
+            sum(len(batch.lost) for batch in micro_batches),
+            save=_minutes_passed(run, clock),
+            error=error,
+        )
         if _evaluation_due(run):
             saved_before = run.saved == run.step  # by a process that was stopped at this point
             with clock.paused():
@@ -153,26 +189,25 @@ def _train(run: Session, signals: Signals) -> ExitCode:
                     milestones.save(
                         run
                     )  # else a kill would bring the evaluation into the log twice
-        if _save_due(run, clock, signals):
+        if _save_due(run, signals):
             signals.save = False
             with clock.paused():
                 milestones.save(run)
             clock.saved = time.monotonic()
         if signals.stop:
-            run.background.wait()
+            distributed.together(run.background.wait)
             return announce.stopped(run, signals.stop)
         if run.step == total:
-            run.background.wait()
+            distributed.together(run.background.wait)
             return announce.finished(run)
 
-        with clock.waiting():
-            micro_batches = [next(batches) for _ in range(parts)]
-        for batch in micro_batches:
-            run.quarantine.add("data.train", batch.lost, run.step + 1)
+        if lost:
+            mine = [one for batch in micro_batches for one in batch.lost]
+            milestones.leave_out(run, "data.train", distributed.gather_all(mine), run.step + 1)
         if run.step == 0:
             announce.show_training_photos(run, micro_batches[0])
         train_step(
-            run.model,
+            run.network,
             run.optimizer,
             run.averages,
             run.live,
@@ -180,6 +215,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             run.window,
             run.guard,
             step=run.step,
+            count=count,
             lr=learning_rate_at(run.launch, run.step),
             seed=config.run.seed,
             device=run.device,
@@ -203,7 +239,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
 def _save_what_was_learnt(run: Session) -> None:
     if run.step > max(run.saved, 0):
         milestones.save(run)
-        run.background.wait()
+        distributed.together(run.background.wait)
     announce.kept(run)
 
 
@@ -216,9 +252,13 @@ def _evaluation_due(run: Session) -> bool:
     )
 
 
-def _save_due(run: Session, clock: Clock, signals: Signals) -> bool:
+def _minutes_passed(run: Session, clock: Clock) -> bool:
+    every = run.config.checkpoint.every_minutes
+    return every is not None and time.monotonic() - clock.saved >= 60 * every
+
+
+def _save_due(run: Session, signals: Signals) -> bool:
     due = run.config.checkpoint
-    minutes = (time.monotonic() - clock.saved) / 60
     return run.saved < run.step and (
         run.step == run.launch.total_steps
         or signals.save
@@ -226,7 +266,6 @@ def _save_due(run: Session, clock: Clock, signals: Signals) -> bool:
         or run.best.get("step") == run.step
         or _divides(due.every_steps, run.step)
         or _divides(due.every_epochs and due.every_epochs * run.launch.steps_per_epoch, run.step)
-        or (due.every_minutes is not None and minutes >= due.every_minutes)
     )
 
 
