@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(_run(words))
     except UserError as error:
         _tell(error)
-        if error.exit_code == ExitCode.DISTRIBUTED:
+        if distributed.world_size() > 1 and error.exit_code == ExitCode.DISTRIBUTED:
             sys.stderr.flush()
             os._exit(error.exit_code)  # an orderly end would wait for the rank that is missing
         return error.exit_code

@@ -126,6 +126,7 @@ def evaluate(
 
     counts = {name: metrics.new_counts(len(index.classes), setting.device) for name in networks}
     batches = ahead(make, starts, setting.workers)
+    seen = 0  # by all ranks
     for _ in starts:
         batch, error = _NOTHING, None
         try:
@@ -141,9 +142,8 @@ def evaluate(
             labels = batch.labels.to(setting.device)
             for name, network in networks.items():
                 metrics.count(counts[name], probabilities(network, batch.images, setting), labels)
+        seen += images
         progress(images + lost)
-    for name in counts:
-        counts[name] = metrics.over_ranks(counts[name])
-        if not counts[name][:, 0].any():
-            raise UserError("none of the images to evaluate on can be read", ExitCode.DATA)
+    if seen == 0:
+        raise UserError("none of the images to evaluate on can be read", ExitCode.DATA)
     return {name: metrics.summary(c) for name, c in counts.items()}

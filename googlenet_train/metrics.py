@@ -28,16 +28,12 @@ def count(counts: Tensor, probabilities: Tensor, targets: Tensor) -> None:
     counts.index_add_(0, targets, rows.to(counts.dtype))
 
 
-def over_ranks(counts: Tensor) -> Tensor:
-    """The sum of every rank's `counts`, on the host in float64."""
-    return distributed.all_reduce_sum(counts.clone()).cpu().double()
-
-
-def summary(per_class: Tensor) -> dict[str, float]:
-    """Divide once: `top1`, `top5`, `top1_macro` (percent), `loss`, `seen` of the sums of all ranks.
+def summary(counts: Tensor) -> dict[str, float]:
+    """Sum over the ranks, divide once: `top1`, `top5`, `top1_macro` (percent), `loss`, `seen`.
 
     `top1_macro` is the mean over the classes that have images of each class's top-1.
     """
+    per_class = distributed.all_reduce_sum(counts.clone()).cpu().double()
     seen, right, right5, loss = per_class.sum(0).tolist()
     present = per_class[per_class[:, 0] > 0]
     return {

@@ -1,6 +1,8 @@
 """Evaluation: exact counts, one pass for many networks, crops, ensembles, interruption."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from googlenet_train import evaluate as evaluation
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.evaluate import Setting, ensemble, evaluate, probabilities, with_weights
 from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.signals import Signals
 
 COUNT = 13  # a prime: no batch divides it
 
@@ -123,4 +126,6 @@ def test_an_ensemble_averages_probabilities(model: GoogLeNet, setting: Setting) 
 
 def test_interruption_gives_no_result(index: Index, model: GoogLeNet, setting: Setting) -> None:
     network = {"val": with_weights(model)}
-    assert evaluate(network, index, setting, interrupted=lambda: True) is None
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert evaluate(network, index, setting, signals=signals) is None

@@ -256,6 +256,7 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
         window,
         numeric.new_guard(model, window, 0),
         step=0,
+        count=4,
         lr=1.0,
         seed=0,
         device=torch.device("cpu"),

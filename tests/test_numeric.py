@@ -51,6 +51,7 @@ class Bench:
             self.window,
             self.guard,
             step=number,
+            count=8,
             lr=0.01,
             seed=0,
             device=torch.device("cpu"),
@@ -129,7 +130,7 @@ def test_a_good_step_changes_everything():
 
 
 GUARDS = {
-    "statistics": (numeric, "restore", lambda guard, before, bad: None),
+    "statistics": (numeric, "settle", lambda guard, before, bad, share: None),
     "weights": (optim, "masked_step", lambda optimizer, bad: optimizer.step()),
     "average": (ema, "update", lambda a, live, d, bad, update=ema.update: update(a, live, d)),
 }

@@ -144,6 +144,7 @@ def test_the_loss_is_the_mean_over_the_images_there_are():
             window,
             numeric.new_guard(model, window, 0),
             step=0,
+            count=sum(len(labels[part]) for part in parts),
             lr=1.0,
             seed=0,
             device=torch.device("cpu"),
