@@ -2,10 +2,14 @@
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 
 from googlenet_train import distributed
 from googlenet_train.errors import UserError
+
+# torchrun hands a signal on to its ranks; where the batch system has told them too, it comes twice.
+_ONE_SIGNAL = 5.0  # seconds
 
 
 class Signals:
@@ -19,6 +23,7 @@ class Signals:
         self.stop: int | None = None
         self.save = False
         self._heard_stop: int | None = None
+        self._heard_at = 0.0
         self._heard_save = False
         self._before: dict[int, object] = {}
 
@@ -64,8 +69,10 @@ class Signals:
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         if self._heard_stop is not None:
+            if distributed.world_size() > 1 and time.monotonic() - self._heard_at < _ONE_SIGNAL:
+                return
             os._exit(128 + number)  # the last checkpoint is whole: saving renames, never overwrites
-        self._heard_stop = number
+        self._heard_stop, self._heard_at = number, time.monotonic()
         # os.write: a print inside a handler could interrupt a print and fail.
         os.write(2, b"\nstopping at the next step (again: at once)\n")
 

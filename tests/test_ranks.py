@@ -259,7 +259,11 @@ def test_one_rank_that_hangs_is_named_by_the_others(tiny_folder: Path):
 
 
 def test_one_rank_that_gets_a_signal_stops_all_with_a_checkpoint(tiny_folder: Path):
-    done = train(2, tiny_folder, before=at_step(1, "SIGTERM"))
+    """Even where it comes twice: from the batch system, and handed on by torchrun."""
+    kill = "os.kill(os.getpid(), signal.SIGTERM)"
+    twice = at_step(1, "SIGTERM").replace(kill, f"{kill}; {kill}")
+    assert twice.count("os.kill") == 2
+    done = train(2, tiny_folder, before=twice)
     assert done.codes == [ExitCode.SIGTERM] * 2, done.stderr
     assert "stopped  at step 2, saved" in done.stderr
     assert [p.name for p in (tiny_folder / "runs/tiny/checkpoints").iterdir()] == [
