@@ -48,7 +48,7 @@ def main() -> None:
 def measure(device: torch.device, size: int, batch: int, rounds: int) -> dict[str, float]:
     """The medians, on rank 0 those of all ranks' slowest."""
     torch.manual_seed(0)
-    model = GoogLeNet(1000).to(device, memory_format=torch.channels_last)
+    model = GoogLeNet(1000).to(device).to(memory_format=torch.channels_last)
     guard = numeric.new_guard(model, torch.zeros(8, device=device), 0)
     together = parallel.spread(model, guard, device, size, accumulate=2)
     images = torch.randn(batch, 3, size, size, device=device)
@@ -59,7 +59,7 @@ def measure(device: torch.device, size: int, batch: int, rounds: int) -> dict[st
     def step(network: nn.Module, exchange: bool) -> None:
         before = numeric.snapshot(guard)
         with parallel.exchanging(network, last=exchange):
-            googlenet_loss(network(images), labels).total.backward()
+            torch.autograd.backward(googlenet_loss(network(images), labels).total)
         if exchange:
             numeric.settle(guard, before, good, 1 / distributed.world_size())
         for parameter in model.parameters():
