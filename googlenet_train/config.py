@@ -214,6 +214,19 @@ class Model(Section):
         description="Share of the features dropped in each auxiliary head. 0.7 is the paper's.",
     )
 
+    init: Text | None = Field(
+        default=None,
+        description="Weights to start from: a run folder (its average), a checkpoint, a file of "
+        "weights (.safetensors, torchvision's .pth), or torchvision for its published ones. null "
+        "starts from random numbers.",
+    )
+    freeze: Literal["none", "stem", "all_but_head"] = Field(
+        default="none",
+        description="What keeps the weights of init: nothing, the stem (the first three "
+        "convolutions), or all but the three classifiers. Few photos overfit less with more "
+        "frozen; none learns most.",
+    )
+
 
 class Loss(Section):
     """What a step makes smaller."""
@@ -246,6 +259,11 @@ class Optimizer(Section):
         gt=0,
         description="Highest learning rate, used as written: it is not scaled by the batch. 0.1 is "
         "usual for a batch of 256 with batch normalisation; halve the batch, halve the rate.",
+    )
+    head_lr_scale: Positive = Field(
+        default=1.0,
+        description="Learning rate of the three classifiers, as a multiple of lr. With model.init "
+        "they are often new and the rest is not: 10 lets them catch up.",
     )
     momentum: float = Field(
         default=0.9,

@@ -13,13 +13,22 @@ import torch
 import torchvision
 from torch import Tensor
 
-from googlenet_train import __version__, checkpoint, config_text, ema, numeric, optim, runs
+from googlenet_train import (
+    __version__,
+    checkpoint,
+    config_text,
+    ema,
+    numeric,
+    optim,
+    pretrained,
+    runs,
+)
 from googlenet_train import device as devices
 from googlenet_train.background import Background
 from googlenet_train.config import Config
 from googlenet_train.errors import UserError
 from googlenet_train.launch import Launch
-from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.model.googlenet import HEAD, GoogLeNet
 from googlenet_train.quarantine import Quarantine
 from googlenet_train.randomness import key
 from googlenet_train.reporting import Reporter, say
@@ -94,7 +103,18 @@ def open_session(launch: Launch) -> Session:
             say(f"warning  {line}; taking the one before")
 
     torch.manual_seed(key(config.run.seed, _WEIGHTS))
-    model = build_model(config, len(launch.train.classes)).to(choice.device)
+    model = build_model(config, len(launch.train.classes))
+    if state is None and config.model.init is not None:
+        lines = pretrained.initialise(
+            model,
+            config.model.init,
+            launch.train.classes,
+            mean=config.data.mean,
+            std=config.data.std,
+        )
+        say("\n".join(lines))
+    model.freeze(config.model.freeze)
+    model = model.to(choice.device)
     live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     window = torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device)
     step = state.step if state else 0
@@ -111,6 +131,8 @@ def open_session(launch: Launch) -> Session:
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
             fused=choice.device.type in ("cpu", "cuda"),
+            head=HEAD,
+            head_lr_scale=config.optimizer.head_lr_scale,
         ),
         live=live,
         averages={decay: ema.start(live) for decay in config.ema.decays},
@@ -183,7 +205,8 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
     for name, tensor in state.model.items():
         session.live[name].copy_(tensor)
     for name, parameter in session.model.named_parameters():
-        if name in state.momentum and session.config.optimizer.momentum:
+        # one may have been frozen since, or be no longer
+        if name in state.momentum and parameter in session.optimizer.state:
             session.optimizer.state[parameter]["momentum_buffer"].copy_(state.momentum[name])
     for decay, average in session.averages.items():
         for name, tensor in state.ema.get(str(decay), state.model).items():

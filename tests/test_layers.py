@@ -34,6 +34,7 @@ FLOORS = {
         "bad_step",
         "announce",
         "session",
+        "pretrained",
         "trained",
         "evaluate",
         "launch",
