@@ -104,6 +104,18 @@ class Data(Section):
         description="Turn photos as their EXIF tag says. Off, as everywhere in the field, so that "
         "results compare; true for photos from phones, which store portraits lying down.",
     )
+    cache: Literal["none", "ram", "auto"] = Field(
+        default="none",
+        description="Decode each training photo once, shrink it to cache_short_side and keep its "
+        "pixels in memory: ram, as many as fit in half of what is free; auto, if all do. none, "
+        "since it changes the pixels a little and pays only for slow decoding.",
+    )
+    cache_short_side: Count | Auto = Field(
+        default="auto",
+        description="Short side in pixels to which cached photos are shrunk; smaller ones stay. "
+        "auto is 9/7 of image_size, so 288 for 224: what `data pack` does, sharp for all but the "
+        "smallest crops.",
+    )
     mean: Triple = Field(
         default=(0.485, 0.456, 0.406),
         description="Red, green and blue mean of pixels scaled to 0..1, subtracted. ImageNet's are "

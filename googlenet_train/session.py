@@ -1,11 +1,12 @@
 """The live objects of a run, made from a launch, and their way into a checkpoint and back."""
 
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from googlenet_train import (
     checkpoint,
     config_text,
     ema,
+    memory,
     numeric,
     optim,
     pretrained,
@@ -26,6 +28,7 @@ from googlenet_train import (
 from googlenet_train import device as devices
 from googlenet_train.background import Background
 from googlenet_train.config import Config
+from googlenet_train.data.cache import open_cache
 from googlenet_train.errors import UserError
 from googlenet_train.launch import Launch
 from googlenet_train.model.googlenet import HEAD, GoogLeNet
@@ -37,6 +40,8 @@ from googlenet_train.trained import build_model
 
 # The columns of a window: sums over the images seen since the last log, and over its steps.
 WINDOW = ("seen", "correct", "loss", "loss_main", "loss_aux1", "loss_aux2", "steps", "grad_norm")
+# Pixels of the kept photos' short side for each of data.image_size: 288 for 224, as `data pack`.
+CACHE_PER_PIXEL = 288 / 224
 _WEIGHTS = 1  # one use of the seed; train.py has the others
 
 
@@ -96,6 +101,7 @@ def open_session(launch: Launch) -> Session:
         threads=int(config.device.threads),
         deterministic=config.device.deterministic,
     )
+    launch, config = _with_cache(launch, config)
     state = None
     if launch.resume:
         state, bad = checkpoint.newest(launch.folder / runs.CHECKPOINTS)
@@ -151,15 +157,37 @@ def open_session(launch: Launch) -> Session:
 
 def _resolved(config: Config, device: torch.device) -> Config:
     threads, precision = config.device.threads, config.device.precision
+    side = config.data.cache_short_side
     return config_text.resolved(
         config,
         {
+            "data.cache_short_side": (
+                round(config.data.image_size * CACHE_PER_PIXEL) if side == "auto" else side
+            ),
             "device.kind": device.type,
             "device.threads": torch.get_num_threads() if threads == "auto" else threads,
             "device.precision": (
                 devices.good_precision(device) if precision == "auto" else precision
             ),
         },
+    )
+
+
+def _with_cache(launch: Launch, config: Config) -> tuple[Launch, Config]:
+    if config.data.cache == "none":
+        return launch, config
+    cache = open_cache(
+        launch.train,
+        config.data.cache,
+        short_side=int(config.data.cache_short_side),
+        exif_orientation=config.data.exif_orientation,
+        available=memory.available(),
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
+    say(f"cache    {cache.line}")
+    return (
+        replace(launch, train=cache.photos),
+        config_text.resolved(config, {"data.cache": cache.mode}),
     )
 
 

@@ -23,6 +23,8 @@ def orientation(data: bytes | memoryview) -> int:
     head = bytes(data[:65536])
     if head.startswith(b"\xff\xd8") and b"Exif" not in head:  # saves a parse of most JPEGs
         return UPRIGHT
+    if head.startswith(b"P6"):  # a PPM has no tags
+        return UPRIGHT
     try:
         with Image.open(io.BytesIO(data)) as image:
             value = image.getexif().get(_TAG, UPRIGHT)
