@@ -385,6 +385,13 @@ class Evaluate(Section):
         description="Images evaluated at once on each device. It changes the speed and not the "
         "result; 256 fits wherever such a batch can be trained.",
     )
+    fit: Literal["center_crop", "pad", "squash"] = Field(
+        default="center_crop",
+        description="How an image becomes a square: its centre; all of it with grey bars (pad); "
+        "all of it, its shape lost (squash). random_resized crops match it: with the last two they "
+        "have the image's own shape. center_crop is the field's; pad or squash where the edges "
+        "matter.",
+    )
 
 
 class Checkpoint(Section):

@@ -122,7 +122,7 @@ def train(launch: Launch) -> ExitCode:
 def _train(run: Session, signals: Signals) -> ExitCode:
     config, total = run.config, run.launch.total_steps
     parts = config.optimizer.accumulate
-    augmentation = Augmentation(**dict(config.augment))
+    augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
 
     def make(number: int) -> Batch:
         step, part = divmod(number, parts)
