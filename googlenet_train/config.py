@@ -239,6 +239,16 @@ class Model(Section):
         "frozen; none learns most.",
     )
 
+    @field_validator("freeze")
+    @classmethod
+    def _needs_init(cls, freeze: str, info: ValidationInfo) -> str:
+        if freeze != "none" and info.data.get("init", "") is None:
+            raise ValueError(
+                f"{freeze} would keep random numbers: model.init is null. Give model.init weights "
+                "to start from, or write none."
+            )
+        return freeze
+
 
 class Loss(Section):
     """What a step makes smaller."""

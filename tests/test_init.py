@@ -266,9 +266,9 @@ def test_only_step_0_reads_the_weights(trained_folder, cli):
     assert all(name.startswith(HEAD) for name in after.momentum)
 
     shutil.rmtree(trained_folder / "first")
-    other = cli(*command[:2], "--resume", "model.init=null", command[3], cwd=trained_folder)
+    other = cli(*command[:2], "--resume", "model.init=elsewhere", command[3], cwd=trained_folder)
     assert other.rc == ExitCode.USAGE
-    assert "model.init: first -> None" in other.stderr
+    assert "model.init: first -> elsewhere" in other.stderr
     going_on = cli(*command, "--resume", "schedule.epochs=2", cwd=trained_folder)
     assert going_on.rc == 0, going_on.stderr
     assert "init     " not in going_on.stderr
@@ -368,6 +368,12 @@ def test_published_weights_imply_their_settings(in_folder):
             launch.prepare(loaded, resume=False, fresh=False, allow=())
         assert str(refused.value).startswith(f"command line {setting.split('=')[0]}: ")
         assert f"or write {right}." in str(refused.value)
+
+
+def test_random_weights_are_not_frozen(in_folder, capsys):
+    words = ["--config", "tiny.yaml", "model.freeze=stem"]
+    assert cli.main(words) == ExitCode.USAGE
+    assert "command line model.freeze: stem would keep random numbers" in capsys.readouterr().err
 
 
 # --- what is frozen, and how fast the rest learns ------------------------------------------------
