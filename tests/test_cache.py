@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-from googlenet_train import memory
+from googlenet_train import cli, memory
 from googlenet_train.data import cache as caching
 from googlenet_train.data.cache import CachedFiles, open_cache
 from googlenet_train.data.decode import decode
@@ -19,7 +19,7 @@ from googlenet_train.data.loader import ahead, training_batch
 from googlenet_train.data.orientation import UPRIGHT, orientation
 from googlenet_train.data.pack import Settings, pack
 from googlenet_train.data.views import Augmentation
-from googlenet_train.errors import UserError
+from googlenet_train.errors import ExitCode, UserError
 
 SIDE = 48
 AUGMENTATION = Augmentation("random_resized", (0.2, 1.0), (0.75, 1.3333333), "bilinear", 0.5)
@@ -250,23 +250,19 @@ def test_available_memory_of_this_machine():
 # --- a run ---------------------------------------------------------------------------------------
 
 
-def test_a_run_remembers_what_auto_became_and_resumes_to_the_bit(tiny_folder, cli):
-    settings = ["--config", "tiny.yaml", "data.cache=auto", "data.cache_short_side=36"]
-    whole = cli(*settings, "run.dir=whole", cwd=tiny_folder)
-    assert whole.rc == 0, whole.stderr
-    assert "cache    30 photos at a short side of 36 are decoded once, 0.00 of the " in whole.stderr
-    assert "  cache: ram\n" in (tiny_folder / "whole/config.yaml").read_text()
+def test_a_run_remembers_what_auto_became_and_resumes_to_the_bit(in_folder, capsys):
+    def train(*words: str, rc: int = ExitCode.DONE) -> str:
+        assert cli.main(["--config", "tiny.yaml", "run.dir=run", "data.val=null", *words]) == rc
+        return capsys.readouterr().err
 
-    (tiny_folder / "again").mkdir()
-    for name in ("config.yaml", "checkpoints"):  # as a kill after the first epoch leaves it
-        (tiny_folder / "whole" / name).rename(tiny_folder / "again" / name)
-    expected = load_file(tiny_folder / "again/checkpoints/step-00000006.safetensors")
-    (tiny_folder / "again/checkpoints/step-00000006.safetensors").unlink()
-    none = cli(*settings[:2], "run.dir=again", "--resume", "data.cache=none", cwd=tiny_folder)
-    assert none.rc == 2
-    assert "data.cache: ram -> none" in none.stderr
-    resumed = cli(*settings, "run.dir=again", "--resume", cwd=tiny_folder)
-    assert resumed.rc == 0, resumed.stderr
-    tensors = load_file(tiny_folder / "again/checkpoints/step-00000006.safetensors")
-    for name, tensor in tensors.items():
+    settings = ["data.cache=auto", "data.cache_short_side=36"]
+    assert "cache    30 photos at a short side of 36 are decoded once, 0.00 of" in train(*settings)
+    assert "  cache: ram\n" in Path("run/config.yaml").read_text()
+    last = Path("run/checkpoints/step-00000006.safetensors")
+    expected = load_file(last)
+    last.unlink()  # as a kill after the first epoch leaves it
+    told = train("data.cache=none", settings[1], "--resume", rc=ExitCode.USAGE)
+    assert "data.cache: ram -> none" in told
+    assert "cache    30 photos" in train(*settings, "--resume")
+    for name, tensor in load_file(last).items():
         assert torch.equal(tensor, expected[name]), name

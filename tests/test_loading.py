@@ -27,17 +27,13 @@ print(classes[logits.argmax()])
 """
 
 
-def test_the_lines_of_the_readme(trained_folder, cli):
-    photo = trained_folder / "photos/val/owl/1.jpg"
-    photo.rename(trained_folder / "photo.jpg")
-    script = f"import googlenet_train, PIL.Image\n{README}"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=trained_folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    answer = cli("predict", "runs/tiny", "photo.jpg", "--json", cwd=trained_folder)
-    assert done.stdout.strip() == json.loads(answer.stdout)[0]["top"][0]["class"]
-    assert done.stderr == ""
+def test_the_lines_of_the_readme(trained_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained_folder)
+    Path("photos/val/owl/1.jpg").rename("photo.jpg")
+    exec(README, {"googlenet_train": googlenet_train, "PIL": PIL})
+    guess = capsys.readouterr().out.strip()
+    assert cli.main(["predict", "runs/tiny", "photo.jpg", "--json"]) == ExitCode.DONE
+    assert guess == json.loads(capsys.readouterr().out)[0]["top"][0]["class"]
 
 
 def test_logits_are_those_of_predict_and_pixels_those_of_evaluation(
@@ -86,12 +82,12 @@ def test_weights_and_checkpoint_can_be_chosen(trained_folder):
         googlenet_train.load(trained_folder / "none")
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_pictures_of_other_modes(trained_folder, mode):
+def test_pictures_of_other_modes(trained_folder):
     preprocess = googlenet_train.load(trained_folder / "runs/tiny").preprocess
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    image = PIL.Image.fromarray(pixels).convert(mode)
-    assert torch.equal(preprocess(image), preprocess(image.convert("RGB")))
+    for mode in ("L", "P", "RGBA", "CMYK", "1"):
+        image = PIL.Image.fromarray(pixels).convert(mode)
+        assert torch.equal(preprocess(image), preprocess(image.convert("RGB"))), mode
 
 
 def test_what_is_no_picture(trained_folder):
