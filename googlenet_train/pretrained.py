@@ -27,6 +27,7 @@ from googlenet_train.trained import saved_state
 # torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1; the name holds the start of its SHA-256.
 URL = "https://download.pytorch.org/models/googlenet-1378be20.pth"
 _DOWNLOAD = "49.7 MB"
+_HEADS = ("aux1.", "aux2.")
 _LAST_LAYERS = ("fc", "aux1.fc2", "aux2.fc2")
 
 
@@ -36,7 +37,7 @@ class Weights(NamedTuple):
     what: str  # for people
     tensors: dict[str, Tensor]
     classes: tuple[str, ...] | None = None  # None: only their number is known, from the shapes
-    normalisation: Mapping[str, object] | None = None  # `mean` and `std` of the pixels
+    normalisation: Mapping[str, Sequence[float]] | None = None  # `mean` and `std` of the pixels
     absent: str = "not in the file"  # why classifiers are
 
 
@@ -57,12 +58,13 @@ def initialise(
     weights = load(init)
     own = model.state_dict()
     given = {name: t for name, t in weights.tensors.items() if name in own}
-    unused = [name for name in weights.tensors if name not in own]
+    unknown = [name for name in weights.tensors if name not in own]
+    heads = [] if model.aux1 else [name for name in unknown if name.startswith(_HEADS)]
     fresh = {part: weights.absent for part in HEAD if _part(own, part) and not _part(given, part)}
 
     kept = ""
     if "fc.weight" in given:
-        count = len(given["fc.weight"])
+        count = next(iter(given["fc.weight"].shape), 0)
         if count != len(classes) or weights.classes not in (None, tuple(classes)):
             other = f"{count} classes, here {len(classes)}"
             for layer in _LAST_LAYERS:
@@ -72,17 +74,17 @@ def initialise(
         elif weights.classes is None:
             kept = f", {count} classes taken to be these in this order"
 
-    _check_fits(weights.what, own, given, fresh, [n for n in unused if not n.startswith(HEAD)])
+    _check_fits(weights.what, own, given, fresh, [name for name in unknown if name not in heads])
     model.load_state_dict(own | given)
     lines = [f"init     {weights.what}: {len(given)} of {len(own)} tensors{kept}"]
     if fresh:
         reasons = ", ".join(f"{part} ({reason})" for part, reason in fresh.items())
         lines.append(f"init     new: {reasons}")
-    if unused:
+    if heads:
         lines.append("init     not used: the heads (model.aux_logits is false)")
     if weights.normalisation is not None:
         for key, here in (("mean", mean), ("std", std)):
-            if list(here) != list(weights.normalisation[key]):  # type: ignore[call-overload]
+            if list(here) != list(weights.normalisation[key]):
                 lines.append(
                     f"warning  data.{key} is {list(here)}, and was {weights.normalisation[key]} "
                     "when these weights were trained"
@@ -95,7 +97,7 @@ def load(init: str) -> Weights:
     if init == "torchvision":
         path = _published()
         # Its heads were never trained: they only fill the file.
-        tensors = {n: t for n, t in _from_pickle(path).items() if not n.startswith("aux")}
+        tensors = {n: t for n, t in _from_pickle(path).items() if not n.startswith(_HEADS)}
         return Weights("torchvision's ImageNet weights", tensors, absent="never trained there")
     path = Path(init).expanduser()
     if path.is_dir() or _is_checkpoint(path):

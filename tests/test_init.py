@@ -164,7 +164,7 @@ def test_heads_that_only_one_side_has(tmp_path):
             "differs: inception3a.branch3.1.conv.weight is (32, 16, 3, 3), here (32, 16, 5, 5), ",
         ),
         ("lacks", "lacks conv1.conv.weight, inception4e.branch1.bn.bias."),
-        ("unknown", "has unknown layer1.weight."),
+        ("unknown", "has unknown layer1.weight, fc2.weight."),
         ("half a head", "lacks aux1.fc1.weight."),
         ("other", "no state dict: it holds other things than named tensors."),
         ("text", "no plain state dict: "),
@@ -181,7 +181,7 @@ def test_refused_with_names(tmp_path, change, complaint):
     elif change == "half a head":
         del tensors["aux1.fc1.weight"]
     elif change == "unknown":
-        tensors["layer1.weight"] = torch.zeros(3)
+        tensors |= {"layer1.weight": torch.zeros(3), "fc2.weight": torch.zeros(3)}
     elif change == "other":
         tensors["epoch"] = 3
     torch.save(tensors, path)
