@@ -99,6 +99,7 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
         setting.image_size,
         quarantine=setting.quarantine,
         exif_orientation=setting.exif_orientation,
+        fit=setting.fit,
     )
     if len(batch.labels) == 0:
         return

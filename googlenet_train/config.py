@@ -104,6 +104,18 @@ class Data(Section):
         description="Turn photos as their EXIF tag says. Off, as everywhere in the field, so that "
         "results compare; true for photos from phones, which store portraits lying down.",
     )
+    cache: Literal["none", "ram", "auto"] = Field(
+        default="none",
+        description="Decode each training photo once, shrink it to cache_short_side and keep its "
+        "pixels in memory: ram, as many as fit in half of what is free; auto, if all do. none, "
+        "since it changes the pixels a little and pays only for slow decoding.",
+    )
+    cache_short_side: Count | Auto = Field(
+        default="auto",
+        description="Short side in pixels to which cached photos are shrunk; smaller ones stay. "
+        "auto is 9/7 of image_size, so 288 for 224: what `data pack` does, sharp for all but the "
+        "smallest crops.",
+    )
     mean: Triple = Field(
         default=(0.485, 0.456, 0.406),
         description="Red, green and blue mean of pixels scaled to 0..1, subtracted. ImageNet's are "
@@ -214,6 +226,29 @@ class Model(Section):
         description="Share of the features dropped in each auxiliary head. 0.7 is the paper's.",
     )
 
+    init: Text | None = Field(
+        default=None,
+        description="Weights to start from: a run folder (its average), a checkpoint, a file of "
+        "weights (.safetensors, torchvision's .pth), or torchvision for its published ones. null "
+        "starts from random numbers.",
+    )
+    freeze: Literal["none", "stem", "all_but_head"] = Field(
+        default="none",
+        description="What keeps the weights of init: nothing, the stem (the first three "
+        "convolutions), or all but the three classifiers. Few photos overfit less with more "
+        "frozen; none learns most.",
+    )
+
+    @field_validator("freeze")
+    @classmethod
+    def _needs_init(cls, freeze: str, info: ValidationInfo) -> str:
+        if freeze != "none" and info.data.get("init", "") is None:
+            raise ValueError(
+                f"{freeze} would keep random numbers: model.init is null. Give model.init weights "
+                "to start from, or write none."
+            )
+        return freeze
+
 
 class Loss(Section):
     """What a step makes smaller."""
@@ -246,6 +281,11 @@ class Optimizer(Section):
         gt=0,
         description="Highest learning rate, used as written: it is not scaled by the batch. 0.1 is "
         "usual for a batch of 256 with batch normalisation; halve the batch, halve the rate.",
+    )
+    head_lr_scale: Positive = Field(
+        default=1.0,
+        description="Learning rate of the three classifiers, as a multiple of lr. With model.init "
+        "they are often new and the rest is not: 10 lets them catch up.",
     )
     momentum: float = Field(
         default=0.9,
@@ -354,6 +394,13 @@ class Evaluate(Section):
         default=256,
         description="Images evaluated at once on each device. It changes the speed and not the "
         "result; 256 fits wherever such a batch can be trained.",
+    )
+    fit: Literal["center_crop", "pad", "squash"] = Field(
+        default="center_crop",
+        description="How an image becomes a square: its centre; all of it with grey bars (pad); "
+        "all of it, its shape lost (squash). random_resized crops match it: with the last two they "
+        "have the image's own shape. center_crop is the field's; pad or squash where the edges "
+        "matter.",
     )
 
 

@@ -33,6 +33,7 @@ class Setting:
     views: int = 1
     quarantine: bool = False  # leave out what cannot be read
     exif_orientation: bool = False
+    fit: str = "center_crop"
     channels_last: bool = True
 
     @staticmethod
@@ -53,6 +54,7 @@ class Setting:
             views=views,
             quarantine=config.data.on_error == "quarantine",
             exif_orientation=config.data.exif_orientation,
+            fit=config.evaluate.fit,
             channels_last=config.device.channels_last,
         )
 
@@ -121,6 +123,7 @@ def evaluate(
             setting.views,
             setting.quarantine,
             setting.exif_orientation,
+            setting.fit,
         )
         return pinned(batch) if setting.device.type == "cuda" else batch
 

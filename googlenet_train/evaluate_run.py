@@ -33,6 +33,13 @@ def evaluate_runs(
     first = trained[0]
     for other in trained[1:]:
         _check_can_join(first, other)
+    fit = first.config.evaluate.fit
+    if crops > 1 and fit != "center_crop":
+        raise UserError(
+            f"--crops {crops} cuts parts out of each image, but {first.path} was trained to see it "
+            f"whole (evaluate.fit: {fit}). Leave --crops out.",
+            ExitCode.USAGE,
+        )
     devices.prepare(choice.device, threads=devices.threads_per_rank())
     where = source or first.config.data.val
     if where is None:
@@ -106,6 +113,8 @@ def _open(source: str, classes: Sequence[str]) -> Index:
 def _check_can_join(first: Trained, other: Trained) -> None:
     same = ("image_size", "mean", "std")
     differs = [k for k in same if getattr(first.config.data, k) != getattr(other.config.data, k)]
+    if first.config.evaluate.fit != other.config.evaluate.fit:
+        differs.append("evaluate.fit")
     if first.classes != other.classes:
         differs.append("classes")
     if differs:

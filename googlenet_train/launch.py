@@ -1,7 +1,7 @@
 """Everything between the command line and torch: whatever can be wrong without it is found here."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,13 @@ T = TypeVar("T")
 
 # Settings that no resumed run can change: its checkpoint holds other tensors.
 ANOTHER_NETWORK = ("model.variant", "model.aux_logits")
+
+# What torchvision's published weights were trained with: `model.init: torchvision` implies it.
+PUBLISHED: Mapping[str, object] = {
+    "model.variant": "torchvision",
+    "data.mean": [0.5, 0.5, 0.5],
+    "data.std": [0.5, 0.5, 0.5],
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ def prepare(
 
     Raises UserError for everything that would keep the run from starting.
     """
-    config = loaded.config
+    config = _with_published(loaded)
     shipped = ", shipped with the package" if loaded.shipped else ""
     _say(f"googlenet-train {__version__}")
     _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
@@ -73,6 +80,8 @@ def prepare(
     before = runs.progress(run.folder) if resume else None
     if before:
         config = _continued(run.folder, config, allow)
+    elif config.model.init not in (None, "torchvision"):
+        _check_init(loaded, config.model.init)
     config = config_text.resolved(
         config,
         {"model.num_classes": len(train.classes), "data.workers": _workers(config.data.workers)},
@@ -208,6 +217,32 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
                 "or start over: --fresh in place of --resume.",
                 ExitCode.DATA,
             )
+
+
+def _with_published(loaded: config_file.Loaded) -> Config:
+    """The config with what torchvision's published weights need, where it starts from them."""
+    if loaded.config.model.init != "torchvision":
+        return loaded.config
+    stated = config_text.flat(loaded.config)
+    for key, value in PUBLISHED.items():
+        if key in loaded.places and stated[key] != value:
+            raise UserError(
+                f"{loaded.where(key)}: {stated[key]}, but the weights of model.init: torchvision "
+                f"need {value}. Leave it out, or write {value}.",
+                ExitCode.USAGE,
+            )
+    return config_text.resolved(loaded.config, PUBLISHED)
+
+
+def _check_init(loaded: config_file.Loaded, init: str) -> None:
+    try:
+        runs.named_checkpoint(Path(init).expanduser(), "last")
+    except UserError as error:
+        raise UserError(
+            f"{loaded.where('model.init')}: {error} A file of weights (.safetensors, .pth) or "
+            "torchvision will do too.",
+            error.exit_code,
+        ) from None
 
 
 def _check_batch(loaded: config_file.Loaded, count: int) -> None:

@@ -30,8 +30,12 @@ class Guard(NamedTuple):
 
 
 def new_guard(model: nn.Module, window: Tensor, limit: int) -> Guard:
-    """A guard of `model` that has met no bad step; `window` is the tensor of sums for the log."""
-    buffers = list(model.buffers())
+    """A guard of `model` that has met no bad step; `window` is the tensor of sums for the log.
+
+    Frozen parts are in evaluation: their statistics stand still and need none.
+    """
+    learning = [module for module in model.modules() if module.training]
+    buffers = [buffer for module in learning for buffer in module.buffers(recurse=False)]
     types = sorted({buffer.dtype for buffer in buffers}, key=str)
     return Guard(
         counts=torch.tensor([0, 0, -1], device=window.device),

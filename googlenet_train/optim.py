@@ -1,29 +1,46 @@
 """The optimizer, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def build_sgd(
-    model: nn.Module, *, lr: float, momentum: float, weight_decay: float, fused: bool
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    fused: bool,
+    head: Sequence[str] = (),
+    head_lr_scale: float = 1.0,
 ) -> torch.optim.SGD:
     """SGD with momentum. Weight decay on convolution and linear weights only.
+
+    The learning rate of the modules named in `head` is `head_lr_scale` times that of the others;
+    a group's factor is its `lr_scale`. Parameters without a gradient, the frozen ones, are left
+    out: nothing is kept for them, and nothing moves them.
 
     BatchNorm's gamma and beta and all biases are vectors: pulling them to zero regularises nothing
     and slows the first epochs (Goyal et al., 2017, section 5.3; He et al., 2019, section 3.1).
     """
-    parameters = list(model.parameters())
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            scale = head_lr_scale if name.partition(".")[0] in head else 1.0
+            members.setdefault((decay, scale), []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in members.items()
     ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
     if momentum:
         # The fused kernel would make them at its first step from raw memory and, where that step
         # is masked, leave them so (seen in torch 2.14). From 0 the first update is the same.
-        for p in parameters:
+        for p in (p for parameters in members.values() for p in parameters):
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 

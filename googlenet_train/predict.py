@@ -35,7 +35,10 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
         try:
             data = paths[i].read_bytes()
             return evaluation_views(
-                data, setting.image_size, exif_orientation=setting.exif_orientation
+                data,
+                setting.image_size,
+                exif_orientation=setting.exif_orientation,
+                fit=setting.fit,
             )
         except (UndecodableImage, OSError) as error:
             return error

@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from googlenet_train import (
     config_text,
     distributed,
     ema,
+    memory,
     numeric,
     optim,
     parallel,
+    pretrained,
     runs,
 )
 from googlenet_train import device as devices
 from googlenet_train.background import Background
 from googlenet_train.config import Config
+from googlenet_train.data.cache import open_cache
 from googlenet_train.errors import UserError
 from googlenet_train.launch import Launch
-from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.model.googlenet import HEAD, GoogLeNet
 from googlenet_train.quarantine import Quarantine
 from googlenet_train.randomness import key
 from googlenet_train.reporting import Reporter, say
@@ -38,6 +41,8 @@ from googlenet_train.trained import build_model
 
 # The columns of a window: sums over the images seen since the last log, and over its steps.
 WINDOW = ("seen", "correct", "loss", "loss_main", "loss_aux1", "loss_aux2", "steps", "grad_norm")
+# Pixels of the kept photos' short side for each of data.image_size: 288 for 224, as `data pack`.
+CACHE_PER_PIXEL = 288 / 224
 _WEIGHTS = 1  # one use of the seed; train.py has the others
 
 
@@ -98,10 +103,15 @@ def open_session(launch: Launch) -> Session:
         threads=int(config.device.threads),
         deterministic=config.device.deterministic,
     )
+    launch, config = _with_cache(launch, config)
     state = _newest(launch.folder / runs.CHECKPOINTS) if launch.resume else None
 
     torch.manual_seed(key(config.run.seed, _WEIGHTS))
-    model = build_model(config, len(launch.train.classes)).to(choice.device)
+    model = build_model(config, len(launch.train.classes))
+    if state is None and config.model.init is not None:
+        distributed.together(lambda: _initialise(model, launch, config))
+    model.freeze(config.model.freeze)
+    model = model.to(choice.device)
     if config.distributed.sync_batchnorm:
         model = parallel.with_sync_batchnorm(model, choice.device)
     live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -123,6 +133,8 @@ def open_session(launch: Launch) -> Session:
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
             fused=choice.device.type in ("cpu", "cuda"),
+            head=HEAD,
+            head_lr_scale=config.optimizer.head_lr_scale,
         ),
         live=live,
         averages={decay: ema.start(live) for decay in config.ema.decays},
@@ -143,6 +155,19 @@ def open_session(launch: Launch) -> Session:
     )
     distributed.together(lambda: _describe_run(session))
     return session
+
+
+def _initialise(model: GoogLeNet, launch: Launch, config: Config) -> None:
+    """Give rank 0's network its first weights; the others get them with the rest of the state."""
+    assert config.model.init is not None
+    lines = pretrained.initialise(
+        model,
+        config.model.init,
+        launch.train.classes,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    say("\n".join(lines))
 
 
 def _newest(folder: Path) -> checkpoint.TrainState | None:
@@ -172,7 +197,7 @@ def _tensors(session: Session) -> list[Tensor]:
     momentum = [
         slot["momentum_buffer"]
         for p in session.model.parameters()
-        if "momentum_buffer" in (slot := session.optimizer.state[p])
+        if "momentum_buffer" in (slot := session.optimizer.state.get(p, {}))
     ]
     averages = [tensor for average in session.averages.values() for tensor in average.values()]
     counts = session.guard.counts
@@ -181,15 +206,38 @@ def _tensors(session: Session) -> list[Tensor]:
 
 def _resolved(config: Config, device: torch.device) -> Config:
     threads, precision = config.device.threads, config.device.precision
+    side = config.data.cache_short_side
     return config_text.resolved(
         config,
         {
+            "data.cache_short_side": (
+                round(config.data.image_size * CACHE_PER_PIXEL) if side == "auto" else side
+            ),
             "device.kind": device.type,
             "device.threads": devices.threads_per_rank() if threads == "auto" else threads,
             "device.precision": (
                 devices.good_precision(device) if precision == "auto" else precision
             ),
         },
+    )
+
+
+def _with_cache(launch: Launch, config: Config) -> tuple[Launch, Config]:
+    if config.data.cache == "none":
+        return launch, config
+    rooms = distributed.gather(memory.available())  # all ranks must keep the same pixels
+    cache = open_cache(
+        launch.train,
+        config.data.cache,
+        short_side=int(config.data.cache_short_side),
+        exif_orientation=config.data.exif_orientation,
+        available=None if None in rooms else min(room for room in rooms if room is not None),
+        processes=distributed.local_world_size(),
+    )
+    say(f"cache    {cache.line}")
+    return (
+        replace(launch, train=cache.photos),
+        config_text.resolved(config, {"data.cache": cache.mode}),
     )
 
 
@@ -235,7 +283,8 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
     for name, tensor in state.model.items():
         session.live[name].copy_(tensor)
     for name, parameter in session.model.named_parameters():
-        if name in state.momentum and session.config.optimizer.momentum:
+        # one may have been frozen since, or be no longer
+        if name in state.momentum and parameter in session.optimizer.state:
             session.optimizer.state[parameter]["momentum_buffer"].copy_(state.momentum[name])
     for decay, average in session.averages.items():
         for name, tensor in state.ema.get(str(decay), state.model).items():

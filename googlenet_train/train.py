@@ -109,7 +109,7 @@ def train_step(
     numeric.settle(guard, statistics, bad, share=mine / count)
     window.copy_(torch.where(bad, window, sums))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     optim.masked_step(optimizer, bad)
     optimizer.zero_grad(set_to_none=True)
 
@@ -143,7 +143,7 @@ def _take_folder(folder: Path, held: ExitStack) -> None:
 def _train(run: Session, signals: Signals) -> ExitCode:
     config, total = run.config, run.launch.total_steps
     parts = config.optimizer.accumulate
-    augmentation = Augmentation(**dict(config.augment))
+    augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
 
     def make(number: int) -> Batch:
         step, part = divmod(number, parts)

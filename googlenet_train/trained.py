@@ -47,7 +47,7 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
 
     Raises UserError (usage) where RUN is neither, (checkpoint) where it is damaged.
     """
-    state = _state(Path(run), which)
+    state = saved_state(Path(run), which)
     try:
         config = Config.model_validate(state.info["config"])
     except ValueError:
@@ -66,7 +66,8 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
     return Trained(run, config, classes, model.to(device).eval(), averages, state.step)
 
 
-def _state(run: Path, which: str) -> checkpoint.TrainState:
+def saved_state(run: Path, which: str) -> checkpoint.TrainState:
+    """The state that RUN, a run folder or a checkpoint, and `which` (last, best, STEP) mean."""
     path = runs.named_checkpoint(run, which)
     if path is not None:
         return checkpoint.load(path)

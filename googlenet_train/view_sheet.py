@@ -83,7 +83,7 @@ def _photo(data: bytes | memoryview, exif_orientation: bool) -> Tensor:
 
 def _view(index: Index, config: Config, i: int, epoch: int) -> View:
     """Image i in an epoch, as `training_batch` makes it."""
-    augmentation = Augmentation(**dict(config.augment))
+    augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
     seed, size = config.run.seed, config.data.image_size
     pixels, box = read(
         index,
@@ -127,6 +127,8 @@ def _settings(config: Config) -> str:
         low, high = augment.scale
         parts.append(f"{100 * low:g} to {100 * high:g} % of the area")
     parts += [f"interpolation {augment.interpolation}", f"flip {augment.flip:g}"]
+    if config.evaluate.fit != "center_crop":
+        parts.append(f"fit {config.evaluate.fit}")
     if augment.photometric:
         parts.append("photometric")
     if augment.policy == "randaugment":

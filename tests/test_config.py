@@ -453,7 +453,7 @@ def test_finding_a_file() -> None:
         ("configs/imagenet.yaml", "no such config file. Did you mean imagenet.yaml?"),
         ("sub/mien.yaml", "no such config file. Did you mean sub/mine.yaml?"),
         ("mien", "mien: no such config file. Did you mean mine.yaml?"),
-        ("qqqqq", "qqqqq: no such config file. The program comes with folder.yaml, imagenet.yaml,"),
+        ("qqqqq", "qqqqq: no such config file. The program comes with finetune.yaml, folder.yaml,"),
         ("sub", "sub: a folder, not a config file."),
         ("", "(empty): a folder, not a config file."),
         ("x" * 999, "cannot be read: File name too long."),
@@ -557,7 +557,7 @@ def test_schema() -> None:
     assert set(properties()) == set(flat(minimal()))
 
 
-@pytest.mark.parametrize("name", ["quickstart", "imagenet", "imagenet_paper", "folder"])
+@pytest.mark.parametrize("name", ["quickstart", "imagenet", "imagenet_paper", "folder", "finetune"])
 def test_shipped_configs(name: str) -> None:
     path = shipped_configs() / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
@@ -575,7 +575,13 @@ def test_shipped_configs(name: str) -> None:
 
 def test_every_shipped_config_is_tested() -> None:
     names = {path.name for path in shipped_configs().iterdir()}
-    assert names == {"quickstart.yaml", "imagenet.yaml", "imagenet_paper.yaml", "folder.yaml"}
+    assert names == {
+        "quickstart.yaml",
+        "imagenet.yaml",
+        "imagenet_paper.yaml",
+        "folder.yaml",
+        "finetune.yaml",
+    }
 
 
 def test_configs_inside_the_package_as_in_a_wheel(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load
 from scipy import stats
 from torch import nn
 
-from googlenet_train import numeric
+from googlenet_train import numeric, optim
 from googlenet_train.data import mixing
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.data.loader import (
@@ -249,7 +249,7 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
     before = model[2].bias.detach().clone()
     train_step(
         model,
-        torch.optim.SGD(model.parameters(), lr=1.0),
+        optim.build_sgd(model, lr=1.0, momentum=0.0, weight_decay=0.0, fused=False),
         {},
         {},
         [mixed],

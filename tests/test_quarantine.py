@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import googlenet_train.train as training
-from googlenet_train import cli, numeric
+from googlenet_train import cli, numeric, optim
 from googlenet_train.data import mixing, order
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.data.loader import (
@@ -137,7 +137,7 @@ def test_the_loss_is_the_mean_over_the_images_there_are():
         window = torch.zeros(8)
         training.train_step(
             model,
-            torch.optim.SGD(model.parameters(), lr=1.0),
+            optim.build_sgd(model, lr=1.0, momentum=0.0, weight_decay=0.0, fused=False),
             {},
             {},
             [Batch(images[part], labels[part]) for part in parts],

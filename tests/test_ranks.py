@@ -101,7 +101,7 @@ def test_the_same_images_meet_the_same_steps_on_any_number_of_ranks(tiny_folder:
 STEPS = """
 import json, torch
 from torch import nn
-from googlenet_train import distributed, numeric, parallel
+from googlenet_train import distributed, numeric, optim, parallel
 from googlenet_train.data.loader import Batch
 from googlenet_train.train import train_step
 
@@ -113,7 +113,7 @@ def three_steps(lost, accumulate):
     window = torch.zeros(8)
     guard = numeric.new_guard(model, window, 0)
     network = parallel.spread(model, guard, torch.device("cpu"), 8, accumulate)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    optimizer = optim.build_sgd(model, lr=0.5, momentum=0.9, weight_decay=0.0, fused=False)
     generator = torch.Generator().manual_seed(1)
     for step in range(3):
         images = torch.randint(0, 256, (8, 3, 8, 8), generator=generator, dtype=torch.uint8)

@@ -58,6 +58,30 @@ def random_resized_crop(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def relative_crop(
+    height: int,
+    width: int,
+    draws: Draws,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """A random part with the image's own shape: `random_resized_crop` of the image as a square.
+
+    So the area is uniform in `scale`, and `ratio` bounds the aspect of the part over that of the
+    image. The whole image is among the parts, which for an oblong one `random_resized_crop`
+    excludes.
+    """
+    side = max(height, width)
+    top, left, h, w = random_resized_crop(side, side, draws, scale, ratio)
+    first_row, first_column = top * height // side, left * width // side
+    return Box(
+        first_row,
+        first_column,
+        -(-(top + h) * height // side) - first_row,  # rounded outwards: never empty
+        -(-(left + w) * width // side) - first_column,
+    )
+
+
 def vgg_scale_jitter(height: int, width: int, size: int, draws: Draws) -> Box:
     """A random square, the aspect kept (Simonyan & Zisserman 2014, section 3.1).
 

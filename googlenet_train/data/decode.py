@@ -111,7 +111,7 @@ def resize(pixels: Tensor, height: int, width: int, interpolation: str) -> Tenso
         return pixels
     if interpolation == "area":
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        return _from_pillow(image.resize((width, height), Image.Resampling.BOX))
+        return from_pillow(image.resize((width, height), Image.Resampling.BOX))
     # A batch of one whose strides say channels last, which `pixels[None]` would not: else PyTorch
     # spreads the result over three planes, and weaving it back into a batch costs as much again
     # (445 us a photo down to 190, the copy into the batch included).
@@ -224,13 +224,14 @@ def _decode_with_pillow(data: bytes, box: Box | None) -> Tensor:
     image.info.pop("transparency", None)
     try:
         with codecs_silent:
-            return _cut(_from_pillow(image.convert("RGB")), box)
+            return _cut(from_pillow(image.convert("RGB")), box)
     except Exception as error:  # damaged pixels raise nearly anything in Pillow's readers
         damage = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise UndecodableImage(f"{damage} {image.format}") from None
 
 
-def _from_pillow(image: Image.Image) -> Tensor:
+def from_pillow(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image as uint8 (3, h, w)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

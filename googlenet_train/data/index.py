@@ -13,20 +13,34 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from googlenet_train.data import folders, index_cache
 from googlenet_train.data.folders import FolderFiles, FolderScan
-from googlenet_train.data.hub import HubFiles, open_hub
+from googlenet_train.data.hub import open_hub
 from googlenet_train.data.names import Names, is_hidden, is_photo, printable
-from googlenet_train.data.shards import SHARD_ENDINGS, ShardFiles, scan_shards
+from googlenet_train.data.shards import SHARD_ENDINGS, scan_shards
 from googlenet_train.data.sidecar import SIDECAR, UNFINISHED, read_sidecar
 from googlenet_train.errors import ExitCode, UserError
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _SPLITS = {"train", "val", "valid", "validation", "test"}
+
+
+class Files(Protocol):
+    """Where the bytes of photos come from: a folder, shards, a table, memory."""
+
+    @property
+    def names(self) -> Names: ...
+
+    def name(self, i: int) -> str: ...
+
+    def read(self, i: int) -> bytes | memoryview: ...
+
+    def identity(self) -> Sequence[bytes]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +49,7 @@ class Index:
 
     classes: tuple[str, ...]
     labels: npt.NDArray[np.int32]
-    files: FolderFiles | ShardFiles | HubFiles
+    files: Files
 
     def __len__(self) -> int:
         return len(self.labels)

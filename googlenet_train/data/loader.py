@@ -187,6 +187,7 @@ def evaluation_batch(
     views: int = 1,
     quarantine: bool = False,
     exif_orientation: bool = False,
+    fit: str = "center_crop",
 ) -> Batch:
     """The evaluation crops of the images `chosen`; with `quarantine` of those that can be read."""
     images = _empty(len(chosen) * views, size)
@@ -194,7 +195,7 @@ def evaluation_batch(
     lost: list[Lost] = []
 
     def look(data: bytes | memoryview) -> Tensor:
-        return evaluation_views(data, size, views, exif_orientation)
+        return evaluation_views(data, size, views, exif_orientation, fit)
 
     for i in chosen:
         made = _read_or_lose(index, i, look, quarantine)

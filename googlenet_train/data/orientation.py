@@ -23,11 +23,18 @@ def orientation(data: bytes | memoryview) -> int:
     head = bytes(data[:65536])
     if head.startswith(b"\xff\xd8") and b"Exif" not in head:  # saves a parse of most JPEGs
         return UPRIGHT
+    if head.startswith(b"P6"):  # a PPM has no tags
+        return UPRIGHT
     try:
         with Image.open(io.BytesIO(data)) as image:
-            value = image.getexif().get(_TAG, UPRIGHT)
+            return image_orientation(image)
     except Exception:  # damaged metadata raises nearly anything in Pillow's readers
         return UPRIGHT
+
+
+def image_orientation(image: Image.Image) -> int:
+    """The tag of an image that Pillow has opened, UPRIGHT where it has none that makes sense."""
+    value: int = image.getexif().get(_TAG, UPRIGHT)
     return value if value in range(1, 9) else UPRIGHT
 
 

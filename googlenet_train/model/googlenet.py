@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Variant = Literal["paper", "torchvision"]
+Frozen = Literal["none", "stem", "all_but_head"]
+
+STEM = ("conv1", "conv2", "conv3")
+HEAD = ("fc", "aux1", "aux2")  # the classifiers, for other classes the part to be learnt anew
 
 
 class GoogLeNetOutputs(NamedTuple):
@@ -175,6 +179,24 @@ class GoogLeNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(1024, num_classes)
         self.apply(_initialise)
+        self.frozen: tuple[str, ...] = ()
+
+    def freeze(self, part: Frozen) -> None:
+        """Learn nothing more in `part`: no gradients, and BatchNorm's statistics stand still."""
+        if part == "stem":
+            self.frozen = STEM
+        elif part == "all_but_head":
+            self.frozen = tuple(name for name, _ in self.named_children() if name not in HEAD)
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "GoogLeNet":
+        """As of any module, but what is frozen stays in evaluation."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, x: Tensor, *, heads: bool | None = None) -> Tensor | GoogLeNetOutputs:
         heads = self.training if heads is None else heads

@@ -1,0 +1,56 @@
+"""A trained network for use in Python: `googlenet_train.load`."""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from googlenet_train.data.decode import decode, from_pillow
+from googlenet_train.data.loader import to_device
+from googlenet_train.data.orientation import image_orientation, orientation, turned
+from googlenet_train.data.views import views_of
+from googlenet_train.evaluate import Setting
+from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.trained import open_trained
+
+Photo = Image.Image | str | PathLike[str]
+
+
+class Loaded(NamedTuple):
+    """What `googlenet_train.load` gives; it unpacks into its three parts."""
+
+    model: GoogLeNet  # on the CPU, in evaluation mode: (N, 3, s, s) to logits (N, classes)
+    classes: tuple[str, ...]
+    preprocess: Callable[[Photo], Tensor]  # to float32 (3, s, s), as evaluation does
+
+
+def load(run: str | PathLike[str], *, checkpoint: str = "last", weights: str = "ema") -> Loaded:
+    """See `googlenet_train.load`."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', not {weights!r}")
+    device = torch.device("cpu")
+    trained = open_trained(str(run), checkpoint, device)
+    if weights == "ema" and trained.averages:
+        trained.model.load_state_dict(trained.averages[max(trained.averages, key=float)])
+    setting = Setting.of(trained.config, device)
+
+    def preprocess(photo: Photo) -> Tensor:
+        """A Pillow image or the path of an image file as float32 of shape (3, s, s).
+
+        Raises UndecodableImage (a ValueError) for a file that is no image, OSError for none.
+        """
+        if isinstance(photo, Image.Image):
+            pixels, turn = from_pillow(photo.convert("RGB")), image_orientation(photo)
+        else:
+            data = Path(photo).read_bytes()
+            pixels, turn = decode(data), orientation(data)
+        if setting.exif_orientation:
+            pixels = turned(pixels, turn)
+        views = views_of(pixels, setting.image_size, fit=setting.fit)
+        return to_device(views, device, setting.mean, setting.std)[0]
+
+    return Loaded(trained.model, trained.classes, preprocess)
