@@ -10,6 +10,7 @@ from googlenet_train.launch import data_summary
 from googlenet_train.pictures import contact_sheet
 from googlenet_train.reporting import duration, say
 from googlenet_train.session import Session, learning_rate_at
+from googlenet_train.sources import SPLIT
 
 SHEET = 40  # photos on a picture
 STEPS_TO_ESTIMATE = 20  # the first steps are slower: memory is still being found
@@ -24,7 +25,9 @@ def introduce(run: Session) -> None:
     if run.choice.warning:
         say(f"warning  {run.choice.warning}")
     say(f"train    {data_summary(launch.train)}")
-    say(f"val      {data_summary(launch.val)}" if launch.val else "val      none: no evaluation")
+    held_out = f", held out of data.train ({SPLIT})" if launch.sources.split else ""
+    val = f"{data_summary(launch.val)}{held_out}" if launch.val else "none: no evaluation"
+    say(f"val      {val}")
     parameters = sum(p.numel() for p in run.model.parameters())
     heads = "with" if run.model.aux1 is not None else "without"
     say(f"network  {parameters:,} parameters {heads} heads, {config.data.image_size} px")

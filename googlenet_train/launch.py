@@ -5,16 +5,26 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from googlenet_train import __version__, checkpoint, config_file, config_text, distributed, runs
+from googlenet_train import (
+    __version__,
+    checkpoint,
+    config_file,
+    config_text,
+    distributed,
+    runs,
+    sources,
+)
 from googlenet_train.config import Config
 from googlenet_train.data import mixing, order
-from googlenet_train.data.index import Index, check_same_classes, open_source
+from googlenet_train.data.index import Index
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.sources import Sources
 
 T = TypeVar("T")
 
@@ -27,10 +37,17 @@ class Launch:
     """A run that may start: its settings, images and folder."""
 
     config: Config
-    train: Index
-    val: Index | None
+    sources: Sources
     folder: Path
     resume: bool
+
+    @property
+    def train(self) -> Index:
+        return self.sources.train
+
+    @property
+    def val(self) -> Index | None:
+        return self.sources.val
 
     @property
     def steps_per_epoch(self) -> int:
@@ -58,17 +75,16 @@ def prepare(
     shipped = ", shipped with the package" if loaded.shipped else ""
     _say(f"googlenet-train {__version__}")
     _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
+    if loaded.called:  # a bare folder was given: these settings nobody has seen
+        _say(config_text.essentials(config).rstrip())
     distributed.refuse_many_ranks()
 
     _check_keys(allow)
     run = runs.choose(config, loaded.name, resume=resume, fresh=fresh)
     _say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
-    train = _at(loaded, "data.train", lambda: open_source(config.data.train))
-    val = None
-    if config.data.val is not None:
-        source = config.data.val
-        val = _at(loaded, "data.val", lambda: check_same_classes(train, open_source(source)))
+    opened = sources.open_sources(config.data, partial(at, loaded))
+    train = opened.train
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
 
@@ -79,7 +95,7 @@ def prepare(
         config,
         {"model.num_classes": len(train.classes), "data.workers": _workers(config.data.workers)},
     )
-    launch = Launch(config, train, val, run.folder, before is not None)
+    launch = Launch(config, opened, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
         done = before.step >= launch.total_steps and before.evaluated
@@ -160,9 +176,11 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
     for key, fingerprint in launch.fingerprints().items():
         old = before.info.get("fingerprints", {}).get(key)
         if None not in (old, fingerprint) and old != fingerprint:
+            changed = sources.split_changes(launch.folder / sources.SPLIT, launch.sources)
             raise UserError(
                 f"{loaded.where(key)}: the images are no longer those that the run in "
-                f"{launch.folder} was trained on (files added, removed or renamed). Restore them, "
+                f"{launch.folder} was trained on "
+                f"({changed or 'files added, removed or renamed'}). Restore them, "
                 "or start over: --fresh in place of --resume.",
                 ExitCode.DATA,
             )
@@ -189,15 +207,17 @@ def _check_class_count(loaded: config_file.Loaded, stated: int | str, train: Ind
         )
 
 
-def _at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
+def at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
+    """`open_it()`, its error with where `key` was written and how else it may be given."""
     try:
         return open_it()
     except UserError as error:
         end = "" if str(error).endswith("?") else "."
-        other = ", or try --config quickstart.yaml" if key == "data.train" else ""
-        raise UserError(
-            f"{loaded.where(key)}: {error}{end} Pass {key}=FOLDER{other}.", error.exit_code
-        ) from None
+        mend = {
+            "data.train": " Pass data.train=FOLDER, or try --config quickstart.yaml.",
+            "data.val": " Pass data.val=FOLDER.",
+        }.get(key, "")
+        raise UserError(f"{loaded.where(key)}: {error}{end}{mend}", error.exit_code) from None
 
 
 def _workers(stated: int | str) -> int:

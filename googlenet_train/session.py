@@ -13,7 +13,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-from googlenet_train import __version__, checkpoint, config_text, ema, numeric, optim, runs
+from googlenet_train import (
+    __version__,
+    checkpoint,
+    config_text,
+    ema,
+    numeric,
+    optim,
+    runs,
+    sources,
+)
 from googlenet_train import device as devices
 from googlenet_train.background import Background
 from googlenet_train.config import Config
@@ -98,7 +107,7 @@ def open_session(launch: Launch) -> Session:
     live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     window = torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device)
     step = state.step if state else 0
-    sources = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
+    images = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
     skips = config.optimizer.skip_limit if config.optimizer.on_nonfinite == "skip" else 0
     session = Session(
         launch=launch,
@@ -116,7 +125,7 @@ def open_session(launch: Launch) -> Session:
         averages={decay: ema.start(live) for decay in config.ema.decays},
         window=window,
         guard=numeric.new_guard(model, window, skips),
-        quarantine=Quarantine(sources, config.data.quarantine_limit, launch.folder, step),
+        quarantine=Quarantine(images, config.data.quarantine_limit, launch.folder, step),
         reporter=Reporter(launch.folder, step, launch.steps_per_epoch),
     )
     if state is not None:
@@ -213,6 +222,8 @@ def _describe_run(session: Session) -> None:
     """config.yaml and environment.json: what a reader needs to repeat the run."""
     folder = session.launch.folder
     write_durably(folder / runs.CONFIG, config_text.dump(session.config))
+    if session.launch.sources.split:
+        write_durably(folder / sources.SPLIT, sources.split_text(session.launch.sources))
     environment = {
         "googlenet_train": __version__,
         "python": platform.python_version(),

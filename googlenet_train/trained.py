@@ -20,6 +20,7 @@ class Trained(NamedTuple):
     model: GoogLeNet  # with the raw weights, in evaluation mode
     averages: dict[str, dict[str, torch.Tensor]]  # by decay, as written in the config
     step: int
+    fingerprints: dict[str, str | None]  # of the images it was trained and evaluated on
 
     def network(self, weights: str) -> Network:
         """`raw`, or `ema`: the longest average; raw where the run kept no average."""
@@ -63,7 +64,9 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
         for decay, average in state.ema.items()
     }
     classes = tuple(state.info["classes"])
-    return Trained(run, config, classes, model.to(device).eval(), averages, state.step)
+    network = model.to(device).eval()
+    fingerprints = state.info["fingerprints"]
+    return Trained(run, config, classes, network, averages, state.step, fingerprints)
 
 
 def _state(run: Path, which: str) -> checkpoint.TrainState:
