@@ -13,7 +13,7 @@ from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, ensemble, evaluate
 from googlenet_train.quarantine import Quarantine
 from googlenet_train.reporting import say
-from googlenet_train.sources import open_sources
+from googlenet_train.sources import open_val
 from googlenet_train.trained import Trained, open_trained
 
 
@@ -90,7 +90,7 @@ def evaluate_runs(
 def _open(trained: Trained, source: str | None) -> Index:
     """The photos of `source`, or those that the run was evaluated on."""
     try:
-        index = open_source(source) if source else open_sources(trained.config.data).val
+        index = open_source(source) if source else open_val(trained.config.data)
         if index is not None:
             index = with_classes(index, trained.classes)
     except UserError as error:

@@ -62,6 +62,11 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     return Sources(photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out)), True)
 
 
+def open_val(data: Data) -> Index | None:
+    """What a run is evaluated on, with its own classes; data.train is opened where it is split."""
+    return open_source(data.val) if data.val is not None else open_sources(data).val
+
+
 def open_photos(data: Data, at: At = _as_it_is) -> Index:
     """The photos of data.train with the labels and without the exclusions of their tables."""
     if data.labels is not None:
