@@ -24,9 +24,13 @@ def introduce(run: Session) -> None:
     say(f"device   {run.choice.why}; {precision}, {threads} thread{plural}")
     if run.choice.warning:
         say(f"warning  {run.choice.warning}")
-    say(f"train    {data_summary(launch.train)}")
+    say(f"train    {data_summary(launch.train, launch.sources.names)}")
     held_out = f", held out of data.train ({SPLIT})" if launch.sources.split else ""
-    val = f"{data_summary(launch.val)}{held_out}" if launch.val else "none: no evaluation"
+    val = (
+        f"{data_summary(launch.val, launch.sources.names)}{held_out}"
+        if launch.val
+        else "none: no evaluation"
+    )
     say(f"val      {val}")
     parameters = sum(p.numel() for p in run.model.parameters())
     heads = "with" if run.model.aux1 is not None else "without"
@@ -78,8 +82,8 @@ def show_training_photos(run: Session, batch: Batch) -> None:
     """train_batch.jpg: the first images of the first step, as the network sees them."""
     if len(batch.labels) == 0:  # none of its images can be read
         return
-    classes = run.launch.train.classes
-    captions = [[classes[label]] for label in batch.labels[:SHEET].tolist()]
+    names = run.launch.sources.names
+    captions = [[names[label]] for label in batch.labels[:SHEET].tolist()]
     path = run.launch.folder / "train_batch.jpg"
     contact_sheet(path, batch.images[:SHEET], captions)
     run.reporter.picture("train/batch", path, run.step)
@@ -104,8 +108,9 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     run.model.train()
     top, guess = (t.tolist() for t in p.max(1))
     labels = batch.labels.tolist()
+    names = run.launch.sources.names
     captions = [
-        [f"is: {index.classes[label]}", f"says: {index.classes[g]} {100 * t:.0f} %"]
+        [f"is: {names[label]}", f"says: {names[g]} {100 * t:.0f} %"]
         for label, g, t in zip(labels, guess, top, strict=True)
     ]
     path = run.launch.folder / "val_predictions.jpg"

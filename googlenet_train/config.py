@@ -247,6 +247,13 @@ class Loss(Section):
         description="Share of the target spread evenly over all classes, on all three heads. 0 is "
         "the paper's; 0.1 usually helps (Inception-v2 and later).",
     )
+    class_weights: dict[Text, Positive] | Auto | None = Field(
+        default=None,
+        description="Weight of each class's images on all three heads; the loss is then the "
+        "weighted mean. {name: weight} leaves the classes that it does not name at 1; auto is "
+        "images / (classes x images of the class), whose mean over the images is 1. null weighs "
+        "all alike: that serves top-1, weights serve the mean of the classes.",
+    )
 
 
 class Optimizer(Section):

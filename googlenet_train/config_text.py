@@ -114,6 +114,8 @@ def expected(described: Schema) -> str:
         items = described.get("prefixItems") or [described["items"]]
         count = f"{len(items)} numbers" if "prefixItems" in described else "numbers"
         return f"a list of {count}{_bounds(items[0])}"
+    if described["type"] == "object":
+        return f"{{name: {expected(described['additionalProperties'])}, ...}}"
     noun = {
         "integer": "a whole number",
         "number": "a number",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from googlenet_train import (
     __version__,
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 # Settings that no resumed run can change: its checkpoint holds other tensors.
 ANOTHER_NETWORK = ("model.variant", "model.aux_logits")
+UNEVEN = 5  # the largest class over the smallest, beyond which a person is warned
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,14 @@ class Launch:
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.schedule.epochs
+
+    def class_weights(self) -> list[float] | None:
+        """A weight for each class, where the loss is weighted; the config names some of them."""
+        stated = self.config.loss.class_weights
+        if not isinstance(stated, dict):
+            return None
+        called = zip(self.train.classes, self.sources.names, strict=True)
+        return [stated.get(name, stated.get(folder, 1.0)) for folder, name in called]
 
     def fingerprints(self) -> dict[str, str | None]:
         return {
@@ -87,14 +97,22 @@ def prepare(
     train = opened.train
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
+    _check_class_weights(loaded, opened)
+    weighted = config.loss.class_weights is not None
+    for warning in class_warnings(train, opened.names, weighted=weighted):
+        _say(f"warning  {warning}")
 
     before = runs.progress(run.folder) if resume else None
     if before:
         config = _continued(run.folder, config, allow)
-    config = config_text.resolved(
-        config,
-        {"model.num_classes": len(train.classes), "data.workers": _workers(config.data.workers)},
-    )
+    settled: dict[str, object] = {
+        "model.num_classes": len(train.classes),
+        "data.workers": _workers(config.data.workers),
+    }
+    if config.loss.class_weights == "auto":
+        balanced = balanced_weights(train.counts())
+        settled["loss.class_weights"] = dict(zip(train.classes, balanced, strict=True))
+    config = config_text.resolved(config, settled)
     launch = Launch(config, opened, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
@@ -207,6 +225,21 @@ def _check_class_count(loaded: config_file.Loaded, stated: int | str, train: Ind
         )
 
 
+def _check_class_weights(loaded: config_file.Loaded, opened: Sources) -> None:
+    stated = loaded.config.loss.class_weights
+    if not isinstance(stated, dict):
+        return
+    known = {*opened.train.classes, *opened.names}
+    for name in stated:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            raise UserError(
+                f"{loaded.where('loss.class_weights')}: data.train has no class '{name}'{hint}",
+                ExitCode.USAGE,
+            )
+
+
 def at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
     """`open_it()`, its error with where `key` was written and how else it may be given."""
     try:
@@ -228,17 +261,45 @@ def _workers(stated: int | str) -> int:
     return min(16, cores or 1)
 
 
-def data_summary(index: Index) -> str:
+def data_summary(index: Index, names: Sequence[str]) -> str:
     """`3,068 photos, 10 classes, from 112 (skirt) to 795 (t-shirt)`."""
     counts = index.counts()
     low, high = int(np.argmin(counts)), int(np.argmax(counts))
     spread = (
         f"{counts[low]:,} each"
         if counts[low] == counts[high]
-        else f"from {counts[low]:,} ({index.classes[low]}) to {counts[high]:,} "
-        f"({index.classes[high]})"
+        else f"from {counts[low]:,} ({names[low]}) to {counts[high]:,} ({names[high]})"
     )
     return f"{len(index):,} photos, {len(index.classes):,} classes, {spread}"
+
+
+def class_warnings(index: Index, names: Sequence[str], *, weighted: bool) -> list[str]:
+    """What is amiss with the numbers of training photos: one line each, none where all is well."""
+    counts = index.counts()
+    low, high = int(np.argmin(counts)), int(np.argmax(counts))
+    warnings = []
+    small = [f"'{names[i]}' ({counts[i]})" for i in np.flatnonzero(counts < 2).tolist()]
+    if small:
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        warnings.append(
+            f"fewer than 2 photos to train on: {', '.join(small[:5])}{more}. Nothing can be learnt "
+            "from so few: add some, or take the class away"
+        )
+    if counts[high] > UNEVEN * counts[low] and not weighted:
+        times = f"{counts[high] / counts[low]:.1f} times" if counts[low] else "more than"
+        warnings.append(
+            f"'{names[high]}' has {times} the photos of '{names[low]}': rare classes will be "
+            "recognised less often. loss.class_weights=auto makes up for it; watch val/top1_macro"
+        )
+    return warnings
+
+
+def balanced_weights(counts: npt.NDArray[np.int64]) -> list[float]:
+    """loss.class_weights: auto, w = images / (classes x images of the class), to 4 digits.
+
+    Its mean over the images is 1. A class without images, which no image weighs, has 1.
+    """
+    return [float(f"{counts.sum() / (len(counts) * n):.4g}") if n else 1.0 for n in counts.tolist()]
 
 
 def _say(line: str) -> None:

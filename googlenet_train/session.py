@@ -35,8 +35,19 @@ from googlenet_train.reporting import Reporter, say
 from googlenet_train.storage import write_durably
 from googlenet_train.trained import build_model
 
-# The columns of a window: sums over the images seen since the last log, and over its steps.
-WINDOW = ("seen", "correct", "loss", "loss_main", "loss_aux1", "loss_aux2", "steps", "grad_norm")
+# The columns of a window: sums over the images seen since the last log, the losses weighted, and
+# over its steps.
+WINDOW = (
+    "seen",
+    "correct",
+    "weight",
+    "loss",
+    "loss_main",
+    "loss_aux1",
+    "loss_aux2",
+    "steps",
+    "grad_norm",
+)
 _WEIGHTS = 1  # one use of the seed; train.py has the others
 
 
@@ -55,6 +66,7 @@ class Session:
     guard: numeric.Guard
     quarantine: Quarantine
     reporter: Reporter
+    class_weights: Tensor | None  # (num_classes,), on the host
     background: Background = field(default_factory=Background)  # the thread that saves
     step: int = 0
     passed_over: list[Path] = field(default_factory=list)  # damaged checkpoints, when it resumed
@@ -127,6 +139,7 @@ def open_session(launch: Launch) -> Session:
         guard=numeric.new_guard(model, window, skips),
         quarantine=Quarantine(images, config.data.quarantine_limit, launch.folder, step),
         reporter=Reporter(launch.folder, step, launch.steps_per_epoch),
+        class_weights=_class_weights(launch),
     )
     if state is not None:
         _restore(session, state)
@@ -150,6 +163,11 @@ def _resolved(config: Config, device: torch.device) -> Config:
     )
 
 
+def _class_weights(launch: Launch) -> Tensor | None:
+    weights = launch.class_weights()
+    return None if weights is None else torch.tensor(weights, dtype=torch.float32)
+
+
 def capture(session: Session) -> checkpoint.TrainState:
     """The whole run as tensors and JSON, copied to the host: training may go on at once."""
     names = {id(p): name for name, p in session.model.named_parameters()}
@@ -167,6 +185,7 @@ def capture(session: Session) -> checkpoint.TrainState:
             "version": __version__,
             "config": session.config.model_dump(mode="json"),
             "classes": list(session.launch.train.classes),
+            "names": list(session.launch.sources.names),
             "fingerprints": session.launch.fingerprints(),
             "topology": topology(session),
             "total_steps": session.launch.total_steps,

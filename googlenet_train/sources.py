@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from googlenet_train.config import Data
+from googlenet_train.data.class_names import class_names
 from googlenet_train.data.digests import copies, digests
 from googlenet_train.data.index import (
     Index,
@@ -37,6 +38,7 @@ class Sources(NamedTuple):
     train: Index
     val: Index | None
     split: bool  # `val` was held out of data.train
+    names: tuple[str, ...]  # what people call the classes
 
 
 def _as_it_is(key: str, open_it: Callable[[], T]) -> T:
@@ -50,16 +52,21 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     Raises UserError (DATA).
     """
     photos = open_photos(data, at)
+    folder = Path(data.train).expanduser()
+    names = at(
+        "data.train", lambda: class_names(photos.classes, folder if folder.is_dir() else None)
+    )
     if data.val is not None:
         source = data.val
         val = at("data.val", lambda: check_same_classes(photos, open_source(source)))
-        return Sources(photos, val, False)
+        return Sources(photos, val, False, names)
     if data.val_fraction == 0:
-        return Sources(photos, None, False)
+        return Sources(photos, None, False, names)
     found = digests(photos, data.train)
     out = held_out(found, photos.labels, photos.classes, data.val_fraction)
     _tell_copies(photos, copies(found))
-    return Sources(photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out)), True)
+    train, val = photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out))
+    return Sources(train, val, True, names)
 
 
 def open_val(data: Data) -> Index | None:

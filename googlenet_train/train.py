@@ -18,7 +18,7 @@ from googlenet_train.data.loader import (
 from googlenet_train.data.views import Augmentation
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.launch import Launch
-from googlenet_train.loss import googlenet_loss
+from googlenet_train.loss import googlenet_loss, total_weight
 from googlenet_train.milestones import Clock
 from googlenet_train.randomness import key
 from googlenet_train.session import Session, learning_rate_at, open_session
@@ -48,16 +48,19 @@ def train_step(
     label_smoothing: float,
     clip_norm: float | None,
     ema_every: int,
+    class_weights: Tensor | None = None,
 ) -> None:
     """One optimizer step on one global batch, given as micro-batches.
 
     Adds to `window` (see WINDOW) on the device; nothing here waits for the device. Where the loss
     or the gradients are not finite nothing changes, but for the counts in `guard`. Images that
     could not be read are not there: the means are over those that are, and a step on none is none.
+    `class_weights`, (num_classes,), stay on the host: what they sum to is needed there.
     """
-    count = sum(len(batch.labels) for batch in micro_batches)
-    if count == 0:
+    weights = [total_weight(b.labels, b.second, class_weights) for b in micro_batches]
+    if sum(weights) == 0:
         return
+    on_device = class_weights.to(device, non_blocking=True) if class_weights is not None else None
     sums, statistics = window.clone(), numeric.snapshot(guard)
     for number, batch in enumerate(micro_batches):
         if len(batch.labels) == 0:
@@ -74,20 +77,26 @@ def train_step(
         with devices.autocast(device, precision):
             outputs = model(images)
         losses = googlenet_loss(
-            outputs, labels, second=second, aux_weight=aux_weight, label_smoothing=label_smoothing
+            outputs,
+            labels,
+            second=second,
+            aux_weight=aux_weight,
+            label_smoothing=label_smoothing,
+            class_weights=on_device,
         )
-        torch.autograd.backward(losses.total / (count / len(labels)))
+        torch.autograd.backward(losses.total / (sum(weights) / weights[number]))
         logits = outputs if isinstance(outputs, Tensor) else outputs.main
         zero = torch.zeros((), device=device)
         per_image = [loss.detach() if loss is not None else zero for loss in losses]
         correct = (logits.detach().argmax(1) == labels).float().mean()
-        sums[:6] += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
+        sums[:2] += len(labels) * torch.stack([torch.ones_like(zero), correct])
+        sums[2:7] += weights[number] * torch.stack([torch.ones_like(zero), *per_image])
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    sums[6:] += torch.stack([torch.ones_like(norm), norm])
+    sums[7:] += torch.stack([torch.ones_like(norm), norm])
 
     bad = numeric.judge(guard, window, sums, step)
     numeric.restore(guard, statistics, bad)
@@ -191,6 +200,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             label_smoothing=config.loss.label_smoothing,
             clip_norm=config.optimizer.clip_norm,
             ema_every=config.ema.every_steps,
+            class_weights=run.class_weights,
         )
         run.step += 1
         run.reporter.advance(run.step, config.schedule.epochs)

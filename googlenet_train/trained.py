@@ -17,6 +17,7 @@ class Trained(NamedTuple):
     path: str
     config: Config
     classes: tuple[str, ...]
+    names: tuple[str, ...]  # what people call the classes
     model: GoogLeNet  # with the raw weights, in evaluation mode
     averages: dict[str, dict[str, torch.Tensor]]  # by decay, as written in the config
     step: int
@@ -66,7 +67,8 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
     classes = tuple(state.info["classes"])
     network = model.to(device).eval()
     fingerprints = state.info["fingerprints"]
-    return Trained(run, config, classes, network, averages, state.step, fingerprints)
+    names = tuple(state.info.get("names", classes))  # older runs have none
+    return Trained(run, config, classes, names, network, averages, state.step, fingerprints)
 
 
 def _state(run: Path, which: str) -> checkpoint.TrainState:

@@ -60,6 +60,7 @@ FLOORS = {
         "data.split",
         "data.digests",
         "data.tables",
+        "data.class_names",
         "data.index",
         "data.index_cache",
         "data.folders",
