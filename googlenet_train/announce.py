@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from googlenet_train.data.balance import data_summary
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, evaluation_batch
 from googlenet_train.errors import ExitCode
 from googlenet_train.evaluate import Setting, probabilities, with_weights
-from googlenet_train.launch import data_summary
 from googlenet_train.pictures import contact_sheet
 from googlenet_train.reporting import duration, say
 from googlenet_train.session import Session, learning_rate_at

@@ -32,7 +32,7 @@ Every flag: googlenet-train --help
 
 PHOTOS_CONFIG = "folder.yaml"  # what a bare folder of photos is trained with
 
-VERBS = ("train", "evaluate", "predict", "data", "config")
+VERBS = ("train", "evaluate", "predict", "check", "data", "config")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +76,8 @@ def _run(words: list[str]) -> int:
         return _evaluate(rest)
     if verb == "predict":
         return _predict(rest)
+    if verb == "check":
+        return _check(rest)
     if verb == "data":
         from googlenet_train import data_cli
 
@@ -164,7 +166,7 @@ def _train(words: list[str]) -> int:
         prog="googlenet-train",
         usage="googlenet-train [train] --config FILE [--resume] [KEY=VALUE ...]\n"
         "       googlenet-train [train] PHOTOS/ [--resume] [KEY=VALUE ...]\n"
-        "       googlenet-train evaluate|predict|data|config --help",
+        "       googlenet-train evaluate|predict|check|data|config --help",
         description="Train GoogLeNet from one YAML file.",
         epilog="Every key and its reason: googlenet-train config --defaults. Exit codes: 0 done, "
         "1 a bug of ours, 2 usage or config, 3 data, 4 checkpoint, 5 NaN or infinity, 6 storage, "
@@ -218,6 +220,30 @@ def _train(words: list[str]) -> int:
     from googlenet_train.train import train
 
     return train(prepared)
+
+
+def _check(words: list[str]) -> int:
+    parser = Parser(
+        prog="googlenet-train check",
+        usage="googlenet-train check --config FILE [--all] [--json] [KEY=VALUE ...]\n"
+        "       googlenet-train check PHOTOS/ [--all] [--json] [KEY=VALUE ...]",
+        description="Look at everything that a run needs, and take its first steps, without "
+        "training or leaving anything behind. The exit code is 0 only if the run would start.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file, or the bare name of a shipped one"
+    )
+    parser.add_argument("--resume", action="store_true", help="check that a run can go on")
+    parser.add_argument(
+        "--all", action="store_true", help="decode every photo, compare all contents"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("words", metavar="PHOTOS/ or KEY=VALUE", nargs="*", help="as for training")
+    given = parser.parse_intermixed_args(words)
+    loaded = _load(given.config, given.words)
+    from googlenet_train.check import check
+
+    return check(loaded, resume=given.resume, everything=given.all, as_json=given.json)
 
 
 def _config(words: list[str]) -> int:

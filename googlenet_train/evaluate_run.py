@@ -35,7 +35,7 @@ def evaluate_runs(
         _check_can_join(first, other)
     devices.prepare(choice.device)
     index = _open(first, source)
-    where = source or "data.val"
+    where = source or first.config.data.val or "data.val"
     setting = Setting.of(first.config, choice.device, views=crops)
     as_list = weights == "both"
     bare = next((t for t in trained if not t.averages), None)

@@ -9,9 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from googlenet_train import (
     __version__,
     checkpoint,
@@ -23,6 +20,7 @@ from googlenet_train import (
 )
 from googlenet_train.config import Config
 from googlenet_train.data import mixing, order
+from googlenet_train.data.balance import balanced_weights, class_warnings
 from googlenet_train.data.index import Index
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.sources import Sources
@@ -31,7 +29,6 @@ T = TypeVar("T")
 
 # Settings that no resumed run can change: its checkpoint holds other tensors.
 ANOTHER_NETWORK = ("model.variant", "model.aux_logits")
-UNEVEN = 5  # the largest class over the smallest, beyond which a person is warned
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,27 @@ class Launch:
 def prepare(
     loaded: config_file.Loaded, *, resume: bool, fresh: bool, allow: Sequence[str]
 ) -> Launch | None:
-    """Choose the run folder and open the data; None where a resumed run is finished already.
+    """Choose the run folder, open the data, make the folder; None where a resumed run is finished.
 
     Raises UserError for everything that would keep the run from starting.
     """
+    planned = plan(loaded, resume=resume, fresh=fresh, allow=allow)
+    if planned is None:
+        return None
+    launch, run = planned
+    weighted = launch.config.loss.class_weights is not None
+    for warning in class_warnings(launch.train, launch.sources.names, weighted=weighted):
+        _say(f"warning  {warning}")
+    if run.aside:
+        _say(f"fresh    the old run is now {run.aside}")
+    runs.make(run)
+    return launch
+
+
+def plan(
+    loaded: config_file.Loaded, *, resume: bool, fresh: bool, allow: Sequence[str]
+) -> tuple[Launch, runs.RunFolder] | None:
+    """As `prepare`, but nothing is changed on the disk."""
     config = loaded.config
     shipped = ", shipped with the package" if loaded.shipped else ""
     _say(f"googlenet-train {__version__}")
@@ -98,9 +112,6 @@ def prepare(
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
     _check_class_weights(loaded, opened)
-    weighted = config.loss.class_weights is not None
-    for warning in class_warnings(train, opened.names, weighted=weighted):
-        _say(f"warning  {warning}")
 
     before = runs.progress(run.folder) if resume else None
     if before:
@@ -125,10 +136,7 @@ def prepare(
             return None
     elif resume:
         _say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
-    if run.aside:
-        _say(f"fresh    the old run is now {run.aside}")
-    runs.make(run)
-    return launch
+    return launch, run
 
 
 def _verifies(path: Path) -> bool:
@@ -259,47 +267,6 @@ def _workers(stated: int | str) -> int:
     # The threads only decode; beyond 16 a GPU that trains GoogLeNet is fed.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, cores or 1)
-
-
-def data_summary(index: Index, names: Sequence[str]) -> str:
-    """`3,068 photos, 10 classes, from 112 (skirt) to 795 (t-shirt)`."""
-    counts = index.counts()
-    low, high = int(np.argmin(counts)), int(np.argmax(counts))
-    spread = (
-        f"{counts[low]:,} each"
-        if counts[low] == counts[high]
-        else f"from {counts[low]:,} ({names[low]}) to {counts[high]:,} ({names[high]})"
-    )
-    return f"{len(index):,} photos, {len(index.classes):,} classes, {spread}"
-
-
-def class_warnings(index: Index, names: Sequence[str], *, weighted: bool) -> list[str]:
-    """What is amiss with the numbers of training photos: one line each, none where all is well."""
-    counts = index.counts()
-    low, high = int(np.argmin(counts)), int(np.argmax(counts))
-    warnings = []
-    small = [f"'{names[i]}' ({counts[i]})" for i in np.flatnonzero(counts < 2).tolist()]
-    if small:
-        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-        warnings.append(
-            f"fewer than 2 photos to train on: {', '.join(small[:5])}{more}. Nothing can be learnt "
-            "from so few: add some, or take the class away"
-        )
-    if counts[high] > UNEVEN * counts[low] and not weighted:
-        times = f"{counts[high] / counts[low]:.1f} times" if counts[low] else "more than"
-        warnings.append(
-            f"'{names[high]}' has {times} the photos of '{names[low]}': rare classes will be "
-            "recognised less often. loss.class_weights=auto makes up for it; watch val/top1_macro"
-        )
-    return warnings
-
-
-def balanced_weights(counts: npt.NDArray[np.int64]) -> list[float]:
-    """loss.class_weights: auto, w = images / (classes x images of the class), to 4 digits.
-
-    Its mean over the images is 1. A class without images, which no image weighs, has 1.
-    """
-    return [float(f"{counts.sum() / (len(counts) * n):.4g}") if n else 1.0 for n in counts.tolist()]
 
 
 def _say(line: str) -> None:

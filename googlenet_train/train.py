@@ -1,7 +1,7 @@
 """A run, top to bottom. `train_step` is what one step does; `train` is all that lies around it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -128,9 +128,9 @@ def train(launch: Launch) -> ExitCode:
             run.close()
 
 
-def _train(run: Session, signals: Signals) -> ExitCode:
-    config, total = run.config, run.launch.total_steps
-    parts = config.optimizer.accumulate
+def batches_to_come(run: Session) -> Iterator[Batch]:
+    """The micro-batches from the run's step to its end, made ahead of time."""
+    config, parts = run.config, run.config.optimizer.accumulate
     augmentation = Augmentation(**dict(config.augment))
 
     def make(number: int) -> Batch:
@@ -149,7 +149,42 @@ def _train(run: Session, signals: Signals) -> ExitCode:
         )
         return pinned(batch) if run.device.type == "cuda" else batch
 
-    batches = ahead(make, range(run.step * parts, total * parts), int(config.data.workers))
+    numbers = range(run.step * parts, run.launch.total_steps * parts)
+    return ahead(make, numbers, int(config.data.workers))
+
+
+def take_step(run: Session, micro_batches: Sequence[Batch]) -> None:
+    """`train_step` with everything that the run has."""
+    config = run.config
+    train_step(
+        run.model,
+        run.optimizer,
+        run.averages,
+        run.live,
+        micro_batches,
+        run.window,
+        run.guard,
+        step=run.step,
+        lr=learning_rate_at(run.launch, run.step),
+        seed=config.run.seed,
+        device=run.device,
+        precision=config.device.precision,
+        mean=config.data.mean,
+        std=config.data.std,
+        channels_last=config.device.channels_last,
+        aux_weight=config.loss.aux_weight,
+        label_smoothing=config.loss.label_smoothing,
+        clip_norm=config.optimizer.clip_norm,
+        ema_every=config.ema.every_steps,
+        class_weights=run.class_weights,
+    )
+    run.step += 1
+
+
+def _train(run: Session, signals: Signals) -> ExitCode:
+    config, total = run.config, run.launch.total_steps
+    parts = config.optimizer.accumulate
+    batches = batches_to_come(run)
     clock = Clock()
     run.model.train()
     while True:
@@ -180,29 +215,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             run.quarantine.add("data.train", batch.lost, run.step + 1)
         if run.step == 0:
             announce.show_training_photos(run, micro_batches[0])
-        train_step(
-            run.model,
-            run.optimizer,
-            run.averages,
-            run.live,
-            micro_batches,
-            run.window,
-            run.guard,
-            step=run.step,
-            lr=learning_rate_at(run.launch, run.step),
-            seed=config.run.seed,
-            device=run.device,
-            precision=config.device.precision,
-            mean=config.data.mean,
-            std=config.data.std,
-            channels_last=config.device.channels_last,
-            aux_weight=config.loss.aux_weight,
-            label_smoothing=config.loss.label_smoothing,
-            clip_norm=config.optimizer.clip_norm,
-            ema_every=config.ema.every_steps,
-            class_weights=run.class_weights,
-        )
-        run.step += 1
+        take_step(run, micro_batches)
         run.reporter.advance(run.step, config.schedule.epochs)
         if run.step % config.log.every_steps == 0 or run.step == total:
             milestones.log(run, clock)

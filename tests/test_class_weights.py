@@ -10,9 +10,10 @@ from torch import nn
 
 from googlenet_train import cli, config_file, ema, numeric, optim
 from googlenet_train.checkpoint import checkpoints, header
+from googlenet_train.data.balance import balanced_weights, class_warnings
 from googlenet_train.data.loader import Batch
 from googlenet_train.errors import ExitCode
-from googlenet_train.launch import balanced_weights, class_warnings, prepare
+from googlenet_train.launch import prepare
 from googlenet_train.loss import googlenet_loss, total_weight
 from googlenet_train.model.googlenet import GoogLeNetOutputs
 from googlenet_train.session import WINDOW

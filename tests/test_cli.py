@@ -142,7 +142,7 @@ def test_allowed_changes_add_up(prepared, capsys):
     ("words", "message"),
     [
         (["evalute", "runs/x"], "Did you mean 'evaluate'?"),
-        (["banana"], "The verbs are train, evaluate, predict, data, config"),
+        (["banana"], "The verbs are train, evaluate, predict, check, data, config"),
         (["train"], "Pass --config FILE"),
         (["optimizer.lr=1"], "Pass --config FILE"),
         (["--resume"], "Pass --config FILE"),
