@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 
 from googlenet_train import distributed
+from googlenet_train.data.balance import data_summary
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, evaluation_batch
 from googlenet_train.errors import ExitCode
 from googlenet_train.evaluate import Setting, probabilities, with_weights
-from googlenet_train.launch import data_summary
 from googlenet_train.pictures import contact_sheet
 from googlenet_train.reporting import duration, say
 from googlenet_train.session import Session, learning_rate_at
+from googlenet_train.sources import SPLIT
 
 SHEET = 40  # photos on a picture
 STEPS_TO_ESTIMATE = 20  # the first steps are slower: memory is still being found
@@ -26,8 +27,14 @@ def introduce(run: Session) -> None:
     say(f"device   {run.choice.why}; {precision}, {threads} thread{plural}")
     if run.choice.warning:
         say(f"warning  {run.choice.warning}")
-    say(f"train    {data_summary(launch.train)}")
-    say(f"val      {data_summary(launch.val)}" if launch.val else "val      none: no evaluation")
+    say(f"train    {data_summary(launch.train, launch.sources.names)}")
+    held_out = f", held out of data.train ({SPLIT})" if launch.sources.split else ""
+    val = (
+        f"{data_summary(launch.val, launch.sources.names)}{held_out}"
+        if launch.val
+        else "none: no evaluation"
+    )
+    say(f"val      {val}")
     parameters = sum(p.numel() for p in run.model.parameters())
     heads = "with" if run.model.aux1 is not None else "without"
     say(f"network  {parameters:,} parameters {heads} heads, {config.data.image_size} px")
@@ -80,8 +87,8 @@ def show_training_photos(run: Session, batch: Batch) -> None:
         return
     if len(batch.labels) == 0:  # none of its images can be read
         return
-    classes = run.launch.train.classes
-    captions = [[classes[label]] for label in batch.labels[:SHEET].tolist()]
+    names = run.launch.sources.names
+    captions = [[names[label]] for label in batch.labels[:SHEET].tolist()]
     path = run.launch.folder / "train_batch.jpg"
     contact_sheet(path, batch.images[:SHEET], captions)
     run.reporter.picture("train/batch", path, run.step)
@@ -109,8 +116,9 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     run.model.train()
     top, guess = (t.tolist() for t in p.max(1))
     labels = batch.labels.tolist()
+    names = run.launch.sources.names
     captions = [
-        [f"is: {index.classes[label]}", f"says: {index.classes[g]} {100 * t:.0f} %"]
+        [f"is: {names[label]}", f"says: {names[g]} {100 * t:.0f} %"]
         for label, g, t in zip(labels, guess, top, strict=True)
     ]
     path = run.launch.folder / "val_predictions.jpg"

@@ -27,7 +27,7 @@ def report(run: Session, skipped_before: int, kept: Path | None) -> str:
         "step": run.step + 1,  # as in the log: the first step is 1
         "skipped_before": skipped_before,
         "resume_from": str(kept.relative_to(launch.folder)) if kept else None,
-        **{name: str(met[name] / met["seen"]) for name in losses},  # JSON has no NaN
+        **{name: str(met[name] / met["weight"]) for name in losses},  # JSON has no NaN
         "grad_norm": str(met["grad_norm"]),
         "lr": lr,
         "seed": config.run.seed,

@@ -1,28 +1,38 @@
 """What a person types: the verbs, their flags, and how every ending becomes an exit code."""
 
+from __future__ import annotations
+
 import argparse
+import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from googlenet_train import __version__, distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.errors import ExitCode, UserError
 
+if TYPE_CHECKING:
+    from googlenet_train.config_file import Loaded
+
 WELCOME = """\
 googlenet-train trains GoogLeNet from one YAML file. For example:
 
   googlenet-train --config quickstart.yaml  ten kinds of clothes, in minutes
-  googlenet-train --config folder.yaml      your own: photos/train, photos/val
+  googlenet-train photos/                   your own: a folder of class folders
   googlenet-train evaluate runs/quickstart  how good is it?
 
 Every setting, with its reason: googlenet-train config --defaults
 Every flag: googlenet-train --help
 """
 
-VERBS = ("train", "evaluate", "predict", "data", "config")
+PHOTOS_CONFIG = "folder.yaml"  # what a bare folder of photos is trained with
+
+VERBS = ("train", "evaluate", "predict", "check", "data", "config")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +86,8 @@ def _run(words: list[str]) -> int:
     distributed.refuse_many_ranks(verb)
     if verb == "predict":
         return _predict(rest)
+    if verb == "check":
+        return _check(rest)
     if verb == "data":
         from googlenet_train import data_cli
 
@@ -84,24 +96,87 @@ def _run(words: list[str]) -> int:
 
 
 def _refuse_unknown_verb(word: str) -> None:
+    """The first word of a command line is a verb, an override (--config may come later), photos."""
     from difflib import get_close_matches
 
-    if "=" in word:  # an override; --config may come after it
+    if "=" in word or "/" in word or os.sep in word or Path(word).exists():
         return
-    near = get_close_matches(word, VERBS, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    verbs = [repr(verb) for verb in get_close_matches(word, VERBS, n=1)]
+    near = verbs or [f"the folder '{name}'" for name in _near(Path(word))]
+    hint = f"Did you mean {near[0]}? " if near else ""
     raise UserError(
-        f"{word!r} is no verb. {hint}The verbs are {', '.join(VERBS)}; without one it trains, and "
-        "needs --config FILE.",
+        f"{word!r} is no verb and no folder. {hint}The verbs are {', '.join(VERBS)}; without one "
+        "it trains, and needs --config FILE or a folder of photos.",
         ExitCode.USAGE,
     )
+
+
+def _near(path: Path) -> list[str]:
+    """The folder beside a path that does not exist that may have been meant, if there is one."""
+    from difflib import get_close_matches
+
+    if not path.parent.is_dir():
+        return []
+    folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    return [str(path.parent / name) for name in get_close_matches(path.name, folders, n=1)]
+
+
+def _load(config: str | None, words: Sequence[str]) -> Loaded:
+    """The settings of `--config FILE KEY=VALUE ...`, or of `PHOTOS KEY=VALUE ...`.
+
+    PHOTOS, a folder, stands for `--config folder.yaml data.train=PHOTOS`; the run is called after
+    it. Where it holds train/ and val/, these are data.train and data.val.
+    """
+    from googlenet_train import config_file
+
+    photos = [word for word in words if "=" not in word or Path(word).is_dir()]
+    overrides = [word for word in words if word not in photos]
+    if config is not None:
+        if photos:
+            raise UserError(
+                f"{photos[0]!r} is no KEY=VALUE. With --config the folder of the photos is "
+                f"data.train={photos[0]}",
+                ExitCode.USAGE,
+            )
+        return config_file.load(config, overrides)
+    if not photos:
+        raise UserError(
+            "which config? Pass --config FILE or a folder of photos, or try --config "
+            "quickstart.yaml",
+            ExitCode.USAGE,
+        )
+    given = photos[0]
+    folder = Path(given).expanduser()
+    if len(photos) > 1:
+        raise UserError(
+            f"{given!r} and {photos[1]!r}: give one folder, which holds a folder for each class",
+            ExitCode.USAGE,
+        )
+    if folder.is_file():
+        raise UserError(
+            f"{given!r} is a file. If it is a config, pass --config {given}; photos are given by "
+            "their folder",
+            ExitCode.USAGE,
+        )
+    if not folder.is_dir():
+        near = _near(folder)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"no folder '{given}'{hint}", ExitCode.DATA)
+    sources = {"data.train": folder}
+    if all((folder / split).is_dir() for split in ("train", "val")):
+        sources = {"data.train": folder / "train", "data.val": folder / "val"}
+    # In quotes, for a name may hold anything that YAML would read as something else.
+    stated = [f"{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in sources.items()]
+    loaded = config_file.load(PHOTOS_CONFIG, [*stated, *overrides])
+    return replace(loaded, called=folder.resolve().name)
 
 
 def _train(words: list[str]) -> int:
     parser = Parser(
         prog="googlenet-train",
         usage="googlenet-train [train] --config FILE [--resume] [KEY=VALUE ...]\n"
-        "       googlenet-train evaluate|predict|data|config --help",
+        "       googlenet-train [train] PHOTOS/ [--resume] [KEY=VALUE ...]\n"
+        "       googlenet-train evaluate|predict|check|data|config --help",
         description="Train GoogLeNet from one YAML file.",
         epilog="Every key and its reason: googlenet-train config --defaults. Exit codes: 0 done, "
         "1 a bug of ours, 2 usage or config, 3 data, 4 checkpoint, 5 NaN or infinity, 6 storage, "
@@ -125,13 +200,13 @@ def _train(words: list[str]) -> int:
         help="with --resume: accept that this setting differs",
     )
     parser.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="a setting, such as optimizer.lr=0.02"
+        "words",
+        metavar="PHOTOS/ or KEY=VALUE",
+        nargs="*",
+        help="a folder of class folders, in place of --config; a setting, such as "
+        "optimizer.lr=0.02",
     )
     given = parser.parse_intermixed_args(words)
-    if given.config is None:
-        raise UserError(
-            "which config? Pass --config FILE, or try --config quickstart.yaml", ExitCode.USAGE
-        )
     if given.resume and given.fresh:
         raise UserError("--resume and --fresh exclude each other. Leave one out", ExitCode.USAGE)
     if given.allow_config_change and not given.resume:
@@ -140,9 +215,9 @@ def _train(words: list[str]) -> int:
             ExitCode.USAGE,
         )
 
-    from googlenet_train import config_file, launch
+    loaded = _load(given.config, given.words)
+    from googlenet_train import launch
 
-    loaded = config_file.load(given.config, given.overrides)
     with distributed.group(loaded.config.distributed.timeout):
         prepared = launch.prepare_ranks(
             loaded,
@@ -157,6 +232,30 @@ def _train(words: list[str]) -> int:
         from googlenet_train.train import train
 
         return train(prepared)
+
+
+def _check(words: list[str]) -> int:
+    parser = Parser(
+        prog="googlenet-train check",
+        usage="googlenet-train check --config FILE [--all] [--json] [KEY=VALUE ...]\n"
+        "       googlenet-train check PHOTOS/ [--all] [--json] [KEY=VALUE ...]",
+        description="Look at everything that a run needs, and take its first steps, without "
+        "training or leaving anything behind. The exit code is 0 only if the run would start.",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="a YAML file, or the bare name of a shipped one"
+    )
+    parser.add_argument("--resume", action="store_true", help="check that a run can go on")
+    parser.add_argument(
+        "--all", action="store_true", help="decode every photo, compare all contents"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("words", metavar="PHOTOS/ or KEY=VALUE", nargs="*", help="as for training")
+    given = parser.parse_intermixed_args(words)
+    loaded = _load(given.config, given.words)
+    from googlenet_train.check import check
+
+    return check(loaded, resume=given.resume, everything=given.all, as_json=given.json)
 
 
 def _config(words: list[str]) -> int:

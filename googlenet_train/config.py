@@ -75,8 +75,24 @@ class Data(Section):
     )
     val: Text | None = Field(
         default=None,
-        description="Images to evaluate on, in the same forms as data.train. null means no "
-        "evaluation: an accuracy on the images trained on would say little.",
+        description="Images to evaluate on, in the same forms as data.train. null holds a part of "
+        "data.train out instead, see val_fraction: one folder of photos is enough to begin with.",
+    )
+    val_fraction: BelowOne = Field(
+        default=0.2,
+        description="With val: null, the share of data.train that is held out to evaluate on, "
+        "chosen by the photos' contents, so that copies stay together. 0 trains on all of them, "
+        "without evaluation.",
+    )
+    labels: Text | None = Field(
+        default=None,
+        description="A CSV file with the columns path and label, the path relative to data.train. "
+        "null takes the class folders of data.train instead, which need no table.",
+    )
+    exclude: Text | None = Field(
+        default=None,
+        description="A CSV file with a column path, relative to data.train: photos to leave out, "
+        "such as a run's quarantine.csv. null leaves out none.",
     )
     image_size: int = Field(
         default=224,
@@ -265,6 +281,13 @@ class Loss(Section):
         lt=1,
         description="Share of the target spread evenly over all classes, on all three heads. 0 is "
         "the paper's; 0.1 usually helps (Inception-v2 and later).",
+    )
+    class_weights: dict[Text, Positive] | Auto | None = Field(
+        default=None,
+        description="Weight of each class's images on all three heads; the loss is then the "
+        "weighted mean. {name: weight} leaves the classes that it does not name at 1; auto is "
+        "images / (classes x images of the class), whose mean over the images is 1. null weighs "
+        "all alike: that serves top-1, weights serve the mean of the classes.",
     )
 
 

@@ -41,11 +41,12 @@ class Loaded:
     path: Path
     shipped: bool  # there was no such file here, and the program comes with one of that name
     places: Mapping[str, str]  # dotted key -> "imagenet.yaml:7"; defaults are absent
+    called: str = ""  # what the run is named after, where that is not the file
 
     @property
     def name(self) -> str:
-        """The file's name without its ending: what a run is named after."""
-        return self.path.stem
+        """What a run is named after: the file's name without its ending, unless it is `called`."""
+        return self.called or self.path.stem
 
     def where(self, key: str) -> str:
         """Where the value of a dotted key was written: "imagenet.yaml:7 data.train".

@@ -90,6 +90,17 @@ def dump(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def essentials(config: Config) -> str:
+    """The settings that differ from their defaults, one section a line, as YAML."""
+    defaults = {key: entry.get("default") for key, entry in properties().items()}
+    differing = {key: value for key, value in flat(config).items() if value != defaults[key]}
+    return "".join(
+        f"  {section}: {value_text(entries)}\n"
+        for section, entries in nested(differing).items()
+        if entries
+    )
+
+
 def expected(described: Schema) -> str:
     """What a key's JSON Schema asks for, in words: "a number > 0 or null"."""
     if "anyOf" in described:
@@ -103,6 +114,8 @@ def expected(described: Schema) -> str:
         items = described.get("prefixItems") or [described["items"]]
         count = f"{len(items)} numbers" if "prefixItems" in described else "numbers"
         return f"a list of {count}{_bounds(items[0])}"
+    if described["type"] == "object":
+        return f"{{name: {expected(described['additionalProperties'])}, ...}}"
     noun = {
         "integer": "a whole number",
         "number": "a number",

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from googlenet_train import config_file
 from googlenet_train.arguments import Parser
 from googlenet_train.data import mixing, order
-from googlenet_train.data.index import open_source
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.launch import at
+from googlenet_train.sources import open_photos
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -46,13 +48,7 @@ def main(words: list[str]) -> int:
     loaded = config_file.load(given.config, given.overrides)
     out = _checked(Path(given.out or f"{loaded.name}-views.jpg"))
     config = loaded.config
-    try:
-        index = open_source(config.data.train)
-    except UserError as error:
-        end = "" if str(error).endswith("?") else "."
-        raise UserError(
-            f"{loaded.where('data.train')}: {error}{end} Pass data.train=FOLDER.", error.exit_code
-        ) from None
+    index = open_photos(config.data, partial(at, loaded))
     if config.augment.mixup or config.augment.cutmix:
         order.check_divides(config.optimizer.batch_size, 1, config.optimizer.accumulate)
         order.steps_per_epoch(len(index), config.optimizer.batch_size)

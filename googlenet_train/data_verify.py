@@ -1,21 +1,18 @@
 """The verb `data verify`: read and decode every photo of a source, and find those stored twice."""
 
 import argparse
-import hashlib
 import json
 import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from googlenet_train import distributed
 from googlenet_train.arguments import Parser
+from googlenet_train.data.digests import SIZE, copies, digest
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.errors import ExitCode, UserError
-
-_DIGEST = 16  # bytes: two different photos out of a billion share one with probability 1e-21
 
 
 class _Found(NamedTuple):
@@ -87,16 +84,15 @@ def _verify(index: Index, workers: int, *, listing: bool) -> _Found:
             data = index.read(i)
         except UserError as error:
             return b"", str(error)
-        digest = hashlib.blake2b(data, digest_size=_DIGEST).digest()
         try:
             decode(data)
         except UndecodableImage as error:
-            return digest, str(error)
-        return digest, ""
+            return digest(data), str(error)
+        return digest(data), ""
 
     began = time.perf_counter()
     bad: list[tuple[str, str]] = []
-    digests = np.zeros((len(index), _DIGEST), dtype=np.uint8)
+    digests = np.zeros((len(index), SIZE), dtype=np.uint8)
     read = np.ones(len(index), dtype=bool)
     with tqdm(
         total=len(index),
@@ -105,9 +101,9 @@ def _verify(index: Index, workers: int, *, listing: bool) -> _Found:
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 30,
     ) as bar:
-        for i, (digest, reason) in enumerate(ahead(check, range(len(index)), workers)):
-            if digest:
-                digests[i] = np.frombuffer(digest, dtype=np.uint8)
+        for i, (hashed, reason) in enumerate(ahead(check, range(len(index)), workers)):
+            if hashed:
+                digests[i] = np.frombuffer(hashed, dtype=np.uint8)
             else:
                 read[i] = False
             if reason:
@@ -116,18 +112,9 @@ def _verify(index: Index, workers: int, *, listing: bool) -> _Found:
                     with bar.external_write_mode():
                         print(f"{_field(index.name(i))}\t{_field(reason)}", flush=True)
             bar.update()
-    return _Found(bad, _copies(digests, np.flatnonzero(read)), time.perf_counter() - began)
-
-
-def _copies(digests: npt.NDArray[np.uint8], among: npt.NDArray[np.intp]) -> list[list[int]]:
-    """Groups of two and more rows that are equal, in the order of their first members."""
-    _, group, size = np.unique(digests[among], axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)  # numpy 2.0 gave it a second axis
-    shared = np.flatnonzero(size[group] > 1)
-    groups: dict[int, list[int]] = {}
-    for place in shared.tolist():
-        groups.setdefault(int(group[place]), []).append(int(among[place]))
-    return list(groups.values())
+    places = np.flatnonzero(read).tolist()
+    same = [[places[i] for i in group] for group in copies(digests[read])]
+    return _Found(bad, same, time.perf_counter() - began)
 
 
 def _field(text: str) -> str:

@@ -14,6 +14,7 @@ from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, ensemble, evaluate
 from googlenet_train.quarantine import Quarantine
 from googlenet_train.reporting import say
+from googlenet_train.sources import open_val
 from googlenet_train.trained import Trained, open_trained
 
 
@@ -41,13 +42,8 @@ def evaluate_runs(
             ExitCode.USAGE,
         )
     devices.prepare(choice.device, threads=devices.threads_per_rank())
-    where = source or first.config.data.val
-    if where is None:
-        raise UserError(
-            f"{first.path} was trained without validation images. Pass --data FOLDER.",
-            ExitCode.USAGE,
-        )
-    index = _open(where, first.classes)
+    index = _open(first, source)
+    where = source or first.config.data.val or "data.val"
     setting = Setting.of(first.config, choice.device, views=crops)
     as_list = weights == "both"
     bare = next((t for t in trained if not t.averages), None)
@@ -102,12 +98,23 @@ def evaluate_runs(
     return ExitCode.DONE
 
 
-def _open(source: str, classes: Sequence[str]) -> Index:
+def _open(trained: Trained, source: str | None) -> Index:
+    """The photos of `source`, or those that the run was evaluated on."""
     try:
-        return with_classes(open_source(source), classes)
+        index = open_source(source) if source else open_val(trained.config.data)
+        if index is not None:
+            index = with_classes(index, trained.classes)
     except UserError as error:
         end = "" if str(error).endswith("?") else "."
         raise UserError(f"{error}{end} Pass --data FOLDER.", error.exit_code) from None
+    if index is None:
+        raise UserError(
+            f"{trained.path} was trained without validation images. Pass --data FOLDER.",
+            ExitCode.USAGE,
+        )
+    if source is None and trained.fingerprints.get("data.val") != index.fingerprint():
+        say("note     the photos are no longer those that the run was evaluated on")
+    return index
 
 
 def _check_can_join(first: Trained, other: Trained) -> None:

@@ -4,16 +4,25 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from googlenet_train import __version__, checkpoint, config_file, config_text, distributed, runs
+from googlenet_train import (
+    __version__,
+    checkpoint,
+    config_file,
+    config_text,
+    distributed,
+    runs,
+    sources,
+)
 from googlenet_train.config import Config
 from googlenet_train.data import mixing, order
-from googlenet_train.data.index import Index, check_same_classes, open_source
+from googlenet_train.data.balance import balanced_weights, class_warnings
+from googlenet_train.data.index import Index
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.sources import Sources
 
 T = TypeVar("T")
 
@@ -33,10 +42,17 @@ class Launch:
     """A run that may start: its settings, images and folder."""
 
     config: Config
-    train: Index
-    val: Index | None
+    sources: Sources
     folder: Path
     resume: bool
+
+    @property
+    def train(self) -> Index:
+        return self.sources.train
+
+    @property
+    def val(self) -> Index | None:
+        return self.sources.val
 
     @property
     def steps_per_epoch(self) -> int:
@@ -45,6 +61,14 @@ class Launch:
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.schedule.epochs
+
+    def class_weights(self) -> list[float] | None:
+        """A weight for each class, where the loss is weighted; the config names some of them."""
+        stated = self.config.loss.class_weights
+        if not isinstance(stated, dict):
+            return None
+        called = zip(self.train.classes, self.sources.names, strict=True)
+        return [stated.get(name, stated.get(folder, 1.0)) for folder, name in called]
 
     def fingerprints(self) -> dict[str, str | None]:
         return {
@@ -56,37 +80,61 @@ class Launch:
 def prepare(
     loaded: config_file.Loaded, *, resume: bool, fresh: bool, allow: Sequence[str]
 ) -> Launch | None:
-    """Choose the run folder and open the data; None where a resumed run is finished already.
+    """Choose the run folder, open the data, make the folder; None where a resumed run is finished.
 
     Raises UserError for everything that would keep the run from starting.
     """
+    planned = plan(loaded, resume=resume, fresh=fresh, allow=allow)
+    if planned is None:
+        return None
+    launch, run = planned
+    weighted = launch.config.loss.class_weights is not None
+    for warning in class_warnings(launch.train, launch.sources.names, weighted=weighted):
+        _say(f"warning  {warning}")
+    if run.aside:
+        _say(f"fresh    the old run is now {run.aside}")
+    runs.make(run)
+    return launch
+
+
+def plan(
+    loaded: config_file.Loaded, *, resume: bool, fresh: bool, allow: Sequence[str]
+) -> tuple[Launch, runs.RunFolder] | None:
+    """As `prepare`, but nothing is changed on the disk."""
     config = _with_published(loaded)
     shipped = ", shipped with the package" if loaded.shipped else ""
     _say(f"googlenet-train {__version__}")
     _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
+    if loaded.called:  # a bare folder was given: these settings nobody has seen
+        _say(config_text.essentials(config).rstrip())
     if distributed.world_size() > 1:
-        _say(
-            f"ranks    {distributed.world_size()}, {distributed.local_world_size()} on this machine"
-        )
+        here = distributed.local_world_size()
+        _say(f"ranks    {distributed.world_size()}, {here} of them on this machine")
 
     _check_keys(allow)
     run = runs.choose(config, loaded.name, resume=resume, fresh=fresh)
     _say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
-    train, val = _open_data(loaded, config)
+    opened = sources.open_sources(config.data, partial(at, loaded))
+    train = opened.train
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
+    _check_class_weights(loaded, opened)
 
     before = runs.progress(run.folder) if resume else None
     if before:
         config = _continued(run.folder, config, allow)
     elif config.model.init not in (None, "torchvision"):
         _check_init(loaded, config.model.init)
-    config = config_text.resolved(
-        config,
-        {"model.num_classes": len(train.classes), "data.workers": _workers(config.data.workers)},
-    )
-    launch = Launch(config, train, val, run.folder, before is not None)
+    settled: dict[str, object] = {
+        "model.num_classes": len(train.classes),
+        "data.workers": _workers(config.data.workers),
+    }
+    if config.loss.class_weights == "auto":
+        balanced = balanced_weights(train.counts())
+        settled["loss.class_weights"] = dict(zip(train.classes, balanced, strict=True))
+    config = config_text.resolved(config, settled)
+    launch = Launch(config, opened, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
         done = before.step >= launch.total_steps and before.evaluated
@@ -98,10 +146,7 @@ def prepare(
             return None
     elif resume:
         _say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
-    if run.aside:
-        _say(f"fresh    the old run is now {run.aside}")
-    runs.make(run)
-    return launch
+    return launch, run
 
 
 def prepare_ranks(
@@ -125,8 +170,8 @@ def prepare_ranks(
     if decided is not None and not mine:
         config, folder, resumes, fingerprints = decided
         try:
-            train, val = _open_data(loaded, config)
-            mine.append(Launch(config, train, val, folder, resumes))
+            opened = sources.open_sources(config.data, partial(at, loaded))
+            mine.append(Launch(config, opened, folder, resumes))
             if mine[0].fingerprints() != fingerprints:
                 raise UserError(
                     f"{loaded.where('data.train')}: other images here than rank 0 has. Give every "
@@ -137,15 +182,6 @@ def prepare_ranks(
             error = raised
     distributed.raise_first(error)
     return mine[0] if mine else None
-
-
-def _open_data(loaded: config_file.Loaded, config: Config) -> tuple[Index, Index | None]:
-    train = _at(loaded, "data.train", lambda: open_source(config.data.train))
-    if config.data.val is None:
-        return train, None
-    source = config.data.val
-    val = _at(loaded, "data.val", lambda: check_same_classes(train, open_source(source)))
-    return train, val
 
 
 def _verifies(path: Path) -> bool:
@@ -211,9 +247,11 @@ def _check_same_data(loaded: config_file.Loaded, before: runs.Progress, launch: 
     for key, fingerprint in launch.fingerprints().items():
         old = before.info.get("fingerprints", {}).get(key)
         if None not in (old, fingerprint) and old != fingerprint:
+            changed = sources.split_changes(launch.folder / sources.SPLIT, launch.sources)
             raise UserError(
                 f"{loaded.where(key)}: the images are no longer those that the run in "
-                f"{launch.folder} was trained on (files added, removed or renamed). Restore them, "
+                f"{launch.folder} was trained on "
+                f"({changed or 'files added, removed or renamed'}). Restore them, "
                 "or start over: --fresh in place of --resume.",
                 ExitCode.DATA,
             )
@@ -266,15 +304,32 @@ def _check_class_count(loaded: config_file.Loaded, stated: int | str, train: Ind
         )
 
 
-def _at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
+def _check_class_weights(loaded: config_file.Loaded, opened: Sources) -> None:
+    stated = loaded.config.loss.class_weights
+    if not isinstance(stated, dict):
+        return
+    known = {*opened.train.classes, *opened.names}
+    for name in stated:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            raise UserError(
+                f"{loaded.where('loss.class_weights')}: data.train has no class '{name}'{hint}",
+                ExitCode.USAGE,
+            )
+
+
+def at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
+    """`open_it()`, its error with where `key` was written and how else it may be given."""
     try:
         return open_it()
     except UserError as error:
         end = "" if str(error).endswith("?") else "."
-        other = ", or try --config quickstart.yaml" if key == "data.train" else ""
-        raise UserError(
-            f"{loaded.where(key)}: {error}{end} Pass {key}=FOLDER{other}.", error.exit_code
-        ) from None
+        mend = {
+            "data.train": " Pass data.train=FOLDER, or try --config quickstart.yaml.",
+            "data.val": " Pass data.val=FOLDER.",
+        }.get(key, "")
+        raise UserError(f"{loaded.where(key)}: {error}{end}{mend}", error.exit_code) from None
 
 
 def _workers(stated: int | str) -> int:
@@ -282,19 +337,6 @@ def _workers(stated: int | str) -> int:
         return stated
     # The threads only decode; beyond 16 a GPU that trains GoogLeNet is fed.
     return min(16, distributed.cores())
-
-
-def data_summary(index: Index) -> str:
-    """`3,068 photos, 10 classes, from 112 (skirt) to 795 (t-shirt)`."""
-    counts = index.counts()
-    low, high = int(np.argmin(counts)), int(np.argmax(counts))
-    spread = (
-        f"{counts[low]:,} each"
-        if counts[low] == counts[high]
-        else f"from {counts[low]:,} ({index.classes[low]}) to {counts[high]:,} "
-        f"({index.classes[high]})"
-    )
-    return f"{len(index):,} photos, {len(index.classes):,} classes, {spread}"
 
 
 def _say(line: str) -> None:

@@ -72,7 +72,7 @@ def log(run: Session, clock: Clock) -> None:
     if sums["steps"]:  # none where all were skipped
         heads = () if run.model.aux1 is None else ("loss_aux1", "loss_aux2")
         names = ("loss", "loss_main", *heads)
-        values = {f"train/{name}": sums[name] / sums["seen"] for name in names}
+        values = {f"train/{name}": sums[name] / sums["weight"] for name in names}
         values["train/top1"] = 100 * sums["correct"] / sums["seen"]
         values["train/grad_norm"] = sums["grad_norm"] / sums["steps"]
     if run.config.optimizer.on_nonfinite == "skip":

@@ -50,7 +50,7 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
             print(f"error    {path}: {views}", file=sys.stderr)
             continue
         p = probabilities(network, views, setting)[0]
-        best = [(trained.classes[i], 100 * float(p[i])) for i in p.topk(top).indices.tolist()]
+        best = [(trained.names[i], 100 * float(p[i])) for i in p.topk(top).indices.tolist()]
         if as_json:
             classes = [{"class": name, "percent": round(share, 2)} for name, share in best]
             rows.append({"path": str(path), "top": classes})

@@ -22,18 +22,22 @@ LOCK = ".lock"
 # Settings that may differ when a run is resumed: none of them reaches a weight or a logged value.
 # The data's place may change too, for its fingerprint is compared instead, and what is done about
 # an unreadable image or a NaN, for a run that met none is the same and one that stopped goes on.
+# When to save (checkpoint.*) is free as well.
 FREE_ON_RESUME = (
     "run.dir",
     "data.workers",
     "data.train",
     "data.val",
+    "data.labels",
+    "data.exclude",
     "data.on_error",
     "data.quarantine_limit",
     "optimizer.on_nonfinite",
     "optimizer.skip_limit",
-    "checkpoint.",
     "distributed.timeout",
 )
+
+_PLACES = ("train", "val", "labels", "exclude")  # of the data: with another one it is another run
 
 
 class Progress(NamedTuple):
@@ -90,7 +94,8 @@ def changes(old: Config, new: Config) -> list[tuple[str, object, object]]:
         for key, before, after in config_text.difference(old, new)
         if not (
             after == "auto"
-            or key.startswith(FREE_ON_RESUME)
+            or key in FREE_ON_RESUME
+            or key.startswith("checkpoint.")
             or (key == "schedule.epochs" and _longer(before, after))
         )
     ]
@@ -204,11 +209,11 @@ def _is_same(folder: Path, config: Config) -> bool:
         old = saved_config(folder)
     except UserError:
         return False
-    moved = old is not None and (old.data.train, old.data.val) != (
-        config.data.train,
-        config.data.val,
+    return (
+        old is not None
+        and all(getattr(old.data, key) == getattr(config.data, key) for key in _PLACES)
+        and not changes(old, config)
     )
-    return old is not None and not moved and not changes(old, config)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from googlenet_train import (
     parallel,
     pretrained,
     runs,
+    sources,
 )
 from googlenet_train import device as devices
 from googlenet_train.background import Background
@@ -39,8 +40,19 @@ from googlenet_train.reporting import Reporter, say
 from googlenet_train.storage import write_durably
 from googlenet_train.trained import build_model
 
-# The columns of a window: sums over the images seen since the last log, and over its steps.
-WINDOW = ("seen", "correct", "loss", "loss_main", "loss_aux1", "loss_aux2", "steps", "grad_norm")
+# The columns of a window: sums over the images seen since the last log, the losses weighted, and
+# over its steps.
+WINDOW = (
+    "seen",
+    "correct",
+    "weight",
+    "loss",
+    "loss_main",
+    "loss_aux1",
+    "loss_aux2",
+    "steps",
+    "grad_norm",
+)
 # Pixels of the kept photos' short side for each of data.image_size: 288 for 224, as `data pack`.
 CACHE_PER_PIXEL = 288 / 224
 _WEIGHTS = 1  # one use of the seed; train.py has the others
@@ -62,6 +74,7 @@ class Session:
     guard: numeric.Guard
     quarantine: Quarantine
     reporter: Reporter
+    class_weights: Tensor | None  # (num_classes,), on the host
     background: Background = field(default_factory=Background)  # the thread that saves
     step: int = 0
     passed_over: list[Path] = field(default_factory=list)  # damaged checkpoints, when it resumed
@@ -118,7 +131,7 @@ def open_session(launch: Launch) -> Session:
     window = torch.zeros(len(WINDOW), dtype=torch.float32, device=choice.device)
     step = state.step if state else 0
     first = distributed.rank() == 0  # the one that writes
-    sources = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
+    images = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
     skips = config.optimizer.skip_limit if config.optimizer.on_nonfinite == "skip" else 0
     guard = numeric.new_guard(model, window, skips)
     session = Session(
@@ -141,9 +154,10 @@ def open_session(launch: Launch) -> Session:
         window=window,
         guard=guard,
         quarantine=Quarantine(
-            sources, config.data.quarantine_limit, launch.folder if first else None, step
+            images, config.data.quarantine_limit, launch.folder if first else None, step
         ),
         reporter=Reporter(launch.folder if first else None, step, launch.steps_per_epoch),
+        class_weights=_class_weights(launch),
     )
     if state is not None:
         _restore(session, state)
@@ -236,9 +250,14 @@ def _with_cache(launch: Launch, config: Config) -> tuple[Launch, Config]:
     )
     say(f"cache    {cache.line}")
     return (
-        replace(launch, train=cache.photos),
+        replace(launch, sources=launch.sources._replace(train=cache.photos)),
         config_text.resolved(config, {"data.cache": cache.mode}),
     )
+
+
+def _class_weights(launch: Launch) -> Tensor | None:
+    weights = launch.class_weights()
+    return None if weights is None else torch.tensor(weights, dtype=torch.float32)
 
 
 def capture(session: Session) -> checkpoint.TrainState:
@@ -258,6 +277,7 @@ def capture(session: Session) -> checkpoint.TrainState:
             "version": __version__,
             "config": session.config.model_dump(mode="json"),
             "classes": list(session.launch.train.classes),
+            "names": list(session.launch.sources.names),
             "fingerprints": session.launch.fingerprints(),
             "topology": topology(session),
             "total_steps": session.launch.total_steps,
@@ -315,6 +335,8 @@ def _describe_run(session: Session) -> None:
     """config.yaml and environment.json: what a reader needs to repeat the run."""
     folder = session.launch.folder
     write_durably(folder / runs.CONFIG, config_text.dump(session.config))
+    if session.launch.sources.split:
+        write_durably(folder / sources.SPLIT, sources.split_text(session.launch.sources))
     environment = {
         "googlenet_train": __version__,
         "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """A run, top to bottom. `train_step` is what one step does; `train` is all that lies around it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from googlenet_train.data.loader import (
 from googlenet_train.data.views import Augmentation
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.launch import Launch
-from googlenet_train.loss import googlenet_loss
+from googlenet_train.loss import googlenet_loss, total_weight
 from googlenet_train.milestones import Clock
 from googlenet_train.randomness import key
 from googlenet_train.session import Session, learning_rate_at, open_session
@@ -51,18 +51,26 @@ def train_step(
     label_smoothing: float,
     clip_norm: float | None,
     ema_every: int,
+    class_weights: Tensor | None = None,
 ) -> None:
     """One optimizer step on one global batch of `count` images, given as this rank's micro-batches.
 
     Adds to `window` (see WINDOW) on the device; nothing here waits for the device. Where the loss
     or the gradients are not finite nothing changes, but for the counts in `guard`. Images that
     could not be read are not there: the means are over those that are, and a step on none is none.
+    `class_weights`, (num_classes,), stay on the host: what they sum to is needed there.
     """
     if count == 0:
         return
     ranks, rank = distributed.world_size(), distributed.rank()
+    weights = [total_weight(b.labels, b.second, class_weights) for b in micro_batches]
+    on_device: Tensor | None = None
+    whole: Tensor | int = count  # what all images of the step weigh
+    if class_weights is not None:
+        on_device = class_weights.to(device, non_blocking=True)
+        whole = distributed.all_reduce_sum(torch.full((), sum(weights), device=device))
     statistics = numeric.snapshot(guard)
-    sums = torch.zeros(6, device=device)  # of this step, as the first columns of the window
+    sums = torch.zeros(7, device=device)  # of this step, as the first columns of the window
     for number, batch in enumerate(micro_batches):
         exchanging = parallel.exchanging(model, last=number == len(micro_batches) - 1)
         if len(batch.labels) == 0:
@@ -88,14 +96,16 @@ def train_step(
                 second=second,
                 aux_weight=aux_weight,
                 label_smoothing=label_smoothing,
+                class_weights=on_device,
             )
             # The exchange takes the mean over the ranks; the mean over all images is meant.
-            torch.autograd.backward(losses.total / (count / (ranks * len(labels))))
+            torch.autograd.backward(losses.total / (whole / (ranks * weights[number])))
         logits = outputs if isinstance(outputs, Tensor) else outputs.main
         zero = torch.zeros((), device=device)
         per_image = [loss.detach() if loss is not None else zero for loss in losses]
         correct = (logits.detach().argmax(1) == labels).float().mean()
-        sums += len(labels) * torch.stack([torch.ones_like(zero), correct, *per_image])
+        sums[:2] += len(labels) * torch.stack([torch.ones_like(zero), correct])
+        sums[2:] += weights[number] * torch.stack([torch.ones_like(zero), *per_image])
 
     distributed.all_reduce_sum(sums)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -140,9 +150,9 @@ def _take_folder(folder: Path, held: ExitStack) -> None:
     held.enter_context(runs.lock(folder))
 
 
-def _train(run: Session, signals: Signals) -> ExitCode:
-    config, total = run.config, run.launch.total_steps
-    parts = config.optimizer.accumulate
+def batches_to_come(run: Session) -> Iterator[Batch]:
+    """This rank's micro-batches from the run's step to its end, made ahead of time."""
+    config, parts = run.config, run.config.optimizer.accumulate
     augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
 
     def make(number: int) -> Batch:
@@ -163,7 +173,43 @@ def _train(run: Session, signals: Signals) -> ExitCode:
         )
         return pinned(batch) if run.device.type == "cuda" else batch
 
-    batches = ahead(make, range(run.step * parts, total * parts), int(config.data.workers))
+    numbers = range(run.step * parts, run.launch.total_steps * parts)
+    return ahead(make, numbers, int(config.data.workers))
+
+
+def take_step(run: Session, micro_batches: Sequence[Batch], count: int) -> None:
+    """`train_step` with everything that the run has."""
+    config = run.config
+    train_step(
+        run.network,
+        run.optimizer,
+        run.averages,
+        run.live,
+        micro_batches,
+        run.window,
+        run.guard,
+        step=run.step,
+        count=count,
+        lr=learning_rate_at(run.launch, run.step),
+        seed=config.run.seed,
+        device=run.device,
+        precision=config.device.precision,
+        mean=config.data.mean,
+        std=config.data.std,
+        channels_last=config.device.channels_last,
+        aux_weight=config.loss.aux_weight,
+        label_smoothing=config.loss.label_smoothing,
+        clip_norm=config.optimizer.clip_norm,
+        ema_every=config.ema.every_steps,
+        class_weights=run.class_weights,
+    )
+    run.step += 1
+
+
+def _train(run: Session, signals: Signals) -> ExitCode:
+    config, total = run.config, run.launch.total_steps
+    parts = config.optimizer.accumulate
+    batches = batches_to_come(run)
     clock = Clock()
     run.model.train()
     while True:
@@ -206,29 +252,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             milestones.leave_out(run, "data.train", distributed.gather_all(mine), run.step + 1)
         if run.step == 0:
             announce.show_training_photos(run, micro_batches[0])
-        train_step(
-            run.network,
-            run.optimizer,
-            run.averages,
-            run.live,
-            micro_batches,
-            run.window,
-            run.guard,
-            step=run.step,
-            count=count,
-            lr=learning_rate_at(run.launch, run.step),
-            seed=config.run.seed,
-            device=run.device,
-            precision=config.device.precision,
-            mean=config.data.mean,
-            std=config.data.std,
-            channels_last=config.device.channels_last,
-            aux_weight=config.loss.aux_weight,
-            label_smoothing=config.loss.label_smoothing,
-            clip_norm=config.optimizer.clip_norm,
-            ema_every=config.ema.every_steps,
-        )
-        run.step += 1
+        take_step(run, micro_batches, count)
         run.reporter.advance(run.step, config.schedule.epochs)
         if run.step % config.log.every_steps == 0 or run.step == total:
             milestones.log(run, clock)

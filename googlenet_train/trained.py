@@ -17,9 +17,11 @@ class Trained(NamedTuple):
     path: str
     config: Config
     classes: tuple[str, ...]
+    names: tuple[str, ...]  # what people call the classes
     model: GoogLeNet  # with the raw weights, in evaluation mode
     averages: dict[str, dict[str, torch.Tensor]]  # by decay, as written in the config
     step: int
+    fingerprints: dict[str, str | None]  # of the images it was trained and evaluated on
 
     def network(self, weights: str) -> Network:
         """`raw`, or `ema`: the longest average; raw where the run kept no average."""
@@ -63,7 +65,10 @@ def open_trained(run: str, which: str, device: torch.device) -> Trained:
         for decay, average in state.ema.items()
     }
     classes = tuple(state.info["classes"])
-    return Trained(run, config, classes, model.to(device).eval(), averages, state.step)
+    network = model.to(device).eval()
+    fingerprints = state.info["fingerprints"]
+    names = tuple(state.info.get("names", classes))  # older runs have none
+    return Trained(run, config, classes, names, network, averages, state.step, fingerprints)
 
 
 def saved_state(run: Path, which: str) -> checkpoint.TrainState:

@@ -155,6 +155,7 @@ def value_text(value: object) -> str:
         default_flow_style=True,
         default_style=style,
         allow_unicode=True,
+        sort_keys=False,
         width=float("inf"),
     )
     return str(text).removesuffix("...\n").strip()

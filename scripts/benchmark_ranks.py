@@ -49,7 +49,7 @@ def measure(device: torch.device, size: int, batch: int, rounds: int) -> dict[st
     """The medians, on rank 0 those of all ranks' slowest."""
     torch.manual_seed(0)
     model = GoogLeNet(1000).to(device).to(memory_format=torch.channels_last)
-    guard = numeric.new_guard(model, torch.zeros(8, device=device), 0)
+    guard = numeric.new_guard(model, torch.zeros(9, device=device), 0)
     together = parallel.spread(model, guard, device, size, accumulate=2)
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -44,6 +44,7 @@ def test_without_an_argument_eight_lines_with_three_examples(capsys):
 
 def test_the_examples_are_commands_that_parse(capsys, prepared, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
     for line in commands.WELCOME.splitlines():
         if not line.startswith("  "):
             continue
@@ -141,13 +142,13 @@ def test_allowed_changes_add_up(prepared, capsys):
     ("words", "message"),
     [
         (["evalute", "runs/x"], "Did you mean 'evaluate'?"),
-        (["banana"], "The verbs are train, evaluate, predict, data, config"),
+        (["banana"], "The verbs are train, evaluate, predict, check, data, config"),
         (["train"], "Pass --config FILE"),
         (["optimizer.lr=1"], "Pass --config FILE"),
         (["--resume"], "Pass --config FILE"),
         (["--conf"], "expected one argument"),
         (["--config", "quickstart.yaml", "--nonsense"], "--nonsense"),
-        (["--config", "quickstart.yaml", "banana"], "banana"),
+        (["--config", "quickstart.yaml", "banana"], "data.train=banana"),
         (["--config", "quickstart.yaml", "--resume", "--fresh"], "exclude each other"),
         (["--config", "quickstart.yaml", "--allow-config-change", "ema.decays"], "--resume"),
         (

@@ -22,6 +22,7 @@ from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.loss import googlenet_loss
 from googlenet_train.model.googlenet import GoogLeNetOutputs
 from googlenet_train.randomness import Draws
+from googlenet_train.session import WINDOW
 from googlenet_train.train import train_step
 
 SIZE = 32
@@ -245,7 +246,7 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
         torch.tensor([0, 1, 0, 2]),
         (torch.tensor([1, 0, 0, 0]), torch.tensor([0.4, 0.2, 0.5, 0.0])),
     )
-    window = torch.zeros(8)
+    window = torch.zeros(len(WINDOW))
     before = model[2].bias.detach().clone()
     train_step(
         model,

@@ -26,6 +26,7 @@ from googlenet_train.data.loader import (
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, evaluate
 from googlenet_train.quarantine import Quarantine
+from googlenet_train.session import WINDOW
 
 PLAIN = Augmentation("random_resized", (0.5, 1.0), (0.75, 1.33), "bilinear", 0.5)
 MIXED = PLAIN._replace(mixup=1.0)
@@ -134,7 +135,7 @@ def test_the_loss_is_the_mean_over_the_images_there_are():
         model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
         nn.init.constant_(model[2].weight, 0.1)
         nn.init.zeros_(model[2].bias)
-        window = torch.zeros(8)
+        window = torch.zeros(len(WINDOW))
         training.train_step(
             model,
             optim.build_sgd(model, lr=1.0, momentum=0.0, weight_decay=0.0, fused=False),

@@ -110,7 +110,7 @@ def three_steps(lost, accumulate):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                           nn.Linear(4, 3))
     rank, ranks = distributed.rank(), distributed.world_size()
-    window = torch.zeros(8)
+    window = torch.zeros(9)
     guard = numeric.new_guard(model, window, 0)
     network = parallel.spread(model, guard, torch.device("cpu"), 8, accumulate)
     optimizer = optim.build_sgd(model, lr=0.5, momentum=0.9, weight_decay=0.0, fused=False)

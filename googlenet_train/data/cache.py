@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from googlenet_train.data.crops import resized_size
 from googlenet_train.data.decode import UndecodableImage, decode, image_size
 from googlenet_train.data.index import Files, Index
@@ -103,6 +106,13 @@ class CachedFiles:
 
     def identity(self) -> Sequence[bytes]:
         return self.files.identity()
+
+    def stamp(self, i: int) -> tuple[int, int] | None:
+        return self.files.stamp(i)
+
+    def chosen(self, places: npt.NDArray[np.int64]) -> "CachedFiles":
+        files = self.files.chosen(places)
+        return CachedFiles(files, self.short_side, self.exif_orientation, self.limit)
 
     def read(self, i: int) -> bytes | memoryview:
         """A PPM; of a photo that cannot be decoded its own bytes, for the reader to find out."""

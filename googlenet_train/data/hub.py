@@ -20,6 +20,8 @@ class Rows(Protocol):
 
     def __getitem__(self, i: int) -> Mapping[str, Any]: ...
 
+    def select(self, indices: Sequence[int]) -> "Rows": ...
+
 
 @dataclass(frozen=True, eq=False)
 class HubFiles:
@@ -42,6 +44,13 @@ class HubFiles:
     def identity(self) -> tuple[bytes, ...]:
         """What the data set's fingerprint covers besides classes and labels: the names."""
         return (self.names.blob,)
+
+    def stamp(self, i: int) -> None:
+        """None: a row does not tell its size or age, so what is known of it is not kept."""
+
+    def chosen(self, places: npt.NDArray[np.int64]) -> "HubFiles":
+        rows = self.rows.select(places.tolist())
+        return HubFiles(self.source, self.names.chosen(places), rows, self.column)
 
 
 def open_hub(source: str) -> tuple[Sequence[str], npt.NDArray[np.int32], HubFiles]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from googlenet_train.data import folders, index_cache
 from googlenet_train.data.folders import FolderFiles, FolderScan
 from googlenet_train.data.hub import open_hub
-from googlenet_train.data.names import Names, is_hidden, is_photo, printable
+from googlenet_train.data.names import Names, is_hidden, is_photo, pack_names, printable
 from googlenet_train.data.shards import SHARD_ENDINGS, scan_shards
 from googlenet_train.data.sidecar import SIDECAR, UNFINISHED, read_sidecar
 from googlenet_train.errors import ExitCode, UserError
@@ -41,6 +41,10 @@ class Files(Protocol):
     def read(self, i: int) -> bytes | memoryview: ...
 
     def identity(self) -> Sequence[bytes]: ...
+
+    def stamp(self, i: int) -> tuple[int, int] | None: ...
+
+    def chosen(self, places: npt.NDArray[np.int64]) -> "Files": ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,11 @@ class Index:
     def counts(self) -> npt.NDArray[np.int64]:
         """Photos per class, of shape (num_classes,)."""
         return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64, copy=False)
+
+    def chosen(self, places: npt.NDArray[np.int64]) -> "Index":
+        """Some of the photos, given by their places, in that order; the classes stay."""
+        labels = _frozen(self.labels[places])
+        return Index(self.classes, labels, self.files.chosen(places))
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the data set holds, wherever it lies.
@@ -112,6 +121,29 @@ def open_source(source: str, *, rescan: bool = False) -> Index:
         raise _refusal(f"no folder '{source}'{_hint_for_path(path)}")
     except OSError as error:
         raise _refusal(f"cannot read '{error.filename or path}': {error.strerror}") from None
+
+
+def existing_folder(source: str) -> Path:
+    """The folder `source`. Raises UserError (DATA) where there is none of that name."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise _refusal(f"no folder '{source}'{_hint_for_path(path)}")
+    return path
+
+
+def open_labelled(root: Path, rows: Sequence[tuple[str, str]]) -> Index:
+    """The photos of a folder with the labels of a table instead of class folders.
+
+    `rows`: (path relative to the folder, label). The classes are the sorted labels, the photos
+    sorted within them.
+    """
+    now = time.time_ns()
+    classes = sorted({label for _, label in rows})
+    numbers = {label: number for number, label in enumerate(classes)}
+    ordered = sorted((numbers[label], name) for name, label in rows)
+    names = pack_names([[name for _, name in ordered]])
+    labels = np.array([number for number, _ in ordered], dtype=np.int32)
+    return Index(tuple(classes), _frozen(labels), FolderFiles(root, names, now, now))
 
 
 def with_classes(index: Index, classes: Sequence[str]) -> Index:

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,15 +28,15 @@ _MAGIC = b"googlenet-train index 1 "
 _SETTLING_NS = 2_000_000_000
 
 
-def place(root: Path) -> Path:
-    """The file that keeps, or would keep, the index of `root`.
+def place(root: Path, ending: str = "index") -> Path:
+    """The file that keeps, or would keep, what is known of `root`: its index, its digests.
 
     Raises RuntimeError where the user has no home folder.
     """
     named = os.environ.get("XDG_CACHE_HOME", "")
     cache = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return cache / "googlenet-train" / f"{key}.index"
+    return cache / "googlenet-train" / f"{key}.{ending}"
 
 
 def load(root: Path) -> FolderScan | None:
@@ -73,17 +74,21 @@ def save(root: Path, scan: FolderScan) -> None:
     }
     header = json.dumps(kept).encode() + b"\n"
     with suppress(OSError, RuntimeError):
-        path = place(root)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, as several runs may start at once. Without fsync: after a power cut the
-        # checksum tells what is whole, and waiting for the disk would delay the start.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            try:
-                file.writelines([_first_line(header, scan.names.blob), header, scan.names.blob])
-                file.close()
-                Path(file.name).replace(path)
-            except OSError:
-                Path(file.name).unlink()
+        write(place(root), [_first_line(header, scan.names.blob), header, scan.names.blob])
+
+
+def write(path: Path, pieces: Sequence[bytes]) -> None:
+    """Put a file into the cache folder, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, as several runs may start at once. Without fsync: after a power cut the
+    # checksum tells what is whole, and waiting for the disk would delay the start.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        try:
+            file.writelines(pieces)
+            file.close()
+            Path(file.name).replace(path)
+        except OSError:
+            Path(file.name).unlink()
 
 
 def _first_line(header: bytes, blob: bytes) -> bytes:

@@ -45,6 +45,10 @@ class Names:
         start = int(self.ends[i - 1]) + 1 if i else 0
         return os.fsdecode(self.blob[start : int(self.ends[i])])
 
+    def chosen(self, places: npt.NDArray[np.int64]) -> "Names":
+        """The paths at these places, in their order."""
+        return pack_names([[self[i] for i in places.tolist()]])
+
 
 def names_in(blob: bytes) -> Names:
     """The paths in a run of bytes that holds each of them followed by a zero."""

@@ -76,6 +76,14 @@ class ShardFiles:
         """What the data set's fingerprint covers besides classes and labels: names and sizes."""
         return self.names.blob, self.sizes.astype("<i8").tobytes()
 
+    def stamp(self, i: int) -> tuple[int, int]:
+        """(size, time of the shard's last change in ns): other contents have another one."""
+        return int(self.sizes[i]), self.paths[self.shards[i]].stat().st_mtime_ns
+
+    def chosen(self, places: npt.NDArray[np.int64]) -> "ShardFiles":
+        names, shards = self.names.chosen(places), self.shards[places]
+        return ShardFiles(self.paths, names, shards, self.offsets[places], self.sizes[places])
+
     def _descriptor(self, shard: int) -> int | None:
         """An open descriptor for `os.pread`, which threads may share; None where there is none."""
         descriptor = self._open.get(shard)

@@ -1,0 +1,129 @@
+"""The first steps of a run, taken in a temporary folder to see whether they can be taken."""
+
+import itertools
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from googlenet_train import checkpoint
+from googlenet_train.data.decode import UndecodableImage, decode
+from googlenet_train.data.index import Index
+from googlenet_train.data.loader import ahead
+from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.evaluate import Setting, evaluate, with_weights
+from googlenet_train.launch import Launch
+from googlenet_train.session import Session, capture, open_session
+from googlenet_train.train import batches_to_come, take_step
+
+MOST_SECONDS = 10.0  # for decoding photos of one data set, and for taking more than one step
+STEPS = 4  # the first is slower and not counted, where there is time for another
+
+
+class Trial(NamedTuple):
+    device: str
+    step: float  # seconds
+    evaluation: float  # seconds, of all of data.val
+    evaluations: int
+    checkpoint: int  # bytes
+
+
+def decode_some(index: Index, workers: int, *, everything: bool) -> list[tuple[str, str]]:
+    """(name, what is wrong with it or "") of photos from all over the data set, decoded wholly.
+
+    Ends after MOST_SECONDS, unless `everything` is to be decoded.
+    """
+    mixed = np.random.default_rng(0).permutation(len(index))
+
+    def look(i: int) -> tuple[str, str]:
+        try:
+            decode(index.read(i))
+        except (UndecodableImage, UserError) as error:
+            return index.name(i), str(error)
+        return index.name(i), ""
+
+    started, looked = time.monotonic(), []
+    for result in ahead(look, mixed.tolist(), workers):
+        looked.append(result)
+        if not everything and time.monotonic() - started > MOST_SECONDS:
+            break
+    return looked
+
+
+def first_steps(launch: Launch) -> Trial:
+    """Take the first steps of the run as training would, and time them. Nothing of it stays.
+
+    Raises UserError where training would stop in them: usage where memory is short, numeric where
+    the loss is not finite, data where an image cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="googlenet-train-check-") as folder:
+        run = open_session(replace(launch, folder=Path(folder), resume=False))
+        try:
+            step = _timed_step(run)
+            if int(run.guard.counts[-1]) >= 0:
+                raise UserError(
+                    "the loss or its gradients are not finite in the first steps. Lower "
+                    "optimizer.lr",
+                    ExitCode.NUMERIC,
+                )
+            tensors = checkpoint.named_tensors(capture(run)).values()
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            return Trial(run.choice.why, step, _timed_evaluation(run), _evaluations(run), size)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "t allocate" not in str(error):
+                raise
+            raise UserError(
+                f"memory does not suffice for a step: optimizer.batch_size "
+                f"{launch.config.optimizer.batch_size} at {launch.config.data.image_size} px. "
+                "optimizer.accumulate=2 halves what is needed, and changes nothing else",
+                ExitCode.USAGE,
+            ) from None
+        finally:
+            run.close()
+
+
+def _timed_step(run: Session) -> float:
+    """Seconds a step, with the time that it waits for images."""
+    parts = run.config.optimizer.accumulate
+    batches = batches_to_come(run)
+    run.model.train()
+    times: list[float] = []
+    started = time.monotonic()
+    for _ in range(min(STEPS, run.launch.total_steps)):
+        begun = time.monotonic()
+        micro_batches = list(itertools.islice(batches, parts))
+        for batch in micro_batches:
+            run.quarantine.add("data.train", batch.lost, run.step + 1)
+        take_step(run, micro_batches, sum(len(batch.labels) for batch in micro_batches))
+        run.guard.counts.tolist()  # waits for the device
+        times.append(time.monotonic() - begun)
+        if time.monotonic() - started > MOST_SECONDS:
+            break
+    return min(times[1:] or times)
+
+
+def _timed_evaluation(run: Session) -> float:
+    """Seconds of one evaluation, from that of a few photos."""
+    val = run.launch.val
+    if val is None:
+        return 0.0
+    some = val.chosen(np.linspace(0, len(val) - 1, min(len(val), 64)).round().astype(np.int64))
+    networks = {"val": with_weights(run.model)}
+    networks |= {f"{d}": with_weights(run.model, average) for d, average in run.averages.items()}
+    run.model.eval()
+    started = time.monotonic()
+    evaluate(networks, some, Setting.of(run.config, run.device))
+    return (time.monotonic() - started) * len(val) / len(some)
+
+
+def _evaluations(run: Session) -> int:
+    if run.launch.val is None:
+        return 0
+    due, total = run.config.evaluate, run.launch.total_steps
+    every = [due.every_steps, due.every_epochs and due.every_epochs * run.launch.steps_per_epoch]
+    steps = {step for n in every if n for step in range(n, total + 1, n)}
+    return len(steps | {total})
