@@ -5,6 +5,7 @@ in a temporary folder. Nothing of it stays.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from googlenet_train.data.balance import class_warnings, data_summary
 from googlenet_train.data.digests import copies, digests
 from googlenet_train.data.folders import FolderFiles
 from googlenet_train.data.index import Index
-from googlenet_train.data.names import is_hidden, is_photo
+from googlenet_train.data.names import is_hidden, is_photo, printable
 from googlenet_train.errors import ExitCode, UserError
 
 _LISTED = 12  # classes that are shown one by one; of more only the smallest
@@ -96,6 +97,10 @@ def check(loaded: Loaded, *, resume: bool, everything: bool, as_json: bool) -> E
 
 
 def _check(report: Report, facts: dict[str, Any], planned: launch.Launch, everything: bool) -> None:
+    for note in planned.sources.notes:
+        status, _, message = note.partition(" ")
+        tell = report.warning if status == "warning" else report.ok
+        tell("photos", printable(message.strip()))
     _look_at_classes(report, facts, planned)
     for key, index in (("train", planned.train), ("val", planned.val)):
         if index is not None:
@@ -119,7 +124,7 @@ def _check(report: Report, facts: dict[str, Any], planned: launch.Launch, everyt
 
 
 def _look_at_classes(report: Report, facts: dict[str, Any], planned: launch.Launch) -> None:
-    train, val, _, names = planned.sources
+    train, val, names = planned.train, planned.val, planned.sources.names
     report.ok("train", data_summary(train, names))
     held_out = ", held out of data.train" if planned.sources.split else ""
     if val is None:
@@ -166,15 +171,16 @@ def _look_at_other_files(report: Report, key: str, index: Index) -> None:
     if endings:
         listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
         tell = report.warning if endings.keys() & _OTHER_PHOTOS else report.ok
-        tell(key, f"{endings.total():,} files are not read, for their endings: {listed}")
+        plural = "s are" if endings.total() > 1 else " is"
+        tell(key, f"{endings.total():,} file{plural} not read, for the ending: {listed}")
 
 
 def _compare(report: Report, planned: launch.Launch, everything: bool) -> None:
     """Copies of training photos among those to evaluate on."""
-    train, val, split, _ = planned.sources
+    train, val = planned.train, planned.val
     if val is None:
         return
-    if split:
+    if planned.sources.split:
         report.ok("copies", "none on both sides: the split goes by contents")
         return
     source = str(planned.config.data.val)
@@ -233,7 +239,7 @@ def _judge_unreadable(
 ) -> None:
     """`looked`: name and fault ("" for none) of the photos that were decoded.
 
-    `limit`: the share of them that may be unreadable.
+    `limit`: the share of all that may be unreadable. A few bad ones say little of those not seen.
     """
     bad = [(name, fault) for name, fault in looked if fault]
     seen = f"{len(looked):,} of {len(index):,} photos decoded"
@@ -243,7 +249,8 @@ def _judge_unreadable(
     shown = "; ".join(f"{name}: {fault}" for name, fault in bad[:5])
     more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
     message = f"{key}: {seen}, {len(bad):,} cannot be read: {shown}{more}"
-    if len(bad) <= max(limit * len(looked), min(limit * len(index), 1)):
+    likely = len(bad) * len(index) / len(looked) if len(bad) >= 5 else len(bad)
+    if likely <= math.ceil(limit * len(index)):
         report.warning("photos", f"{message}. They will be left out (data.on_error: quarantine)")
     else:
         mend = "mend them, or list them in data.exclude"

@@ -73,7 +73,7 @@ def first_steps(launch: Launch) -> Trial:
             tensors = checkpoint.named_tensors(capture(run)).values()
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             return Trial(run.choice.why, step, _timed_evaluation(run), _evaluations(run), size)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "t allocate" not in str(error):
                 raise
             raise UserError(
