@@ -93,7 +93,9 @@ def unfinished(place: Path) -> None:
         (None, ["optimizer.lr=1e30"], 5, "not finite in the first steps"),
         (no_image, [], 3, "10 cannot be read: "),
         (no_image, ["data.on_error=quarantine"], 3, "10 cannot be read: "),
-        (unfinished, [], 2, "holds an unfinished run of this config"),
+        pytest.param(
+            unfinished, [], 2, "holds an unfinished run of this config", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_would_stop_the_run(place, capsys, prepare, words, code, message):
@@ -135,6 +137,7 @@ def test_too_little_memory(place, capsys, monkeypatch):
     assert "optimizer.accumulate=2" in found(lines, "problem")[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run(place, capsys):
     assert cli.main(["--config", "tiny.yaml", "schedule.epochs=1"]) == 0
     capsys.readouterr()
