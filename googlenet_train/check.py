@@ -5,6 +5,7 @@ in a temporary folder. Nothing of it stays.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,12 @@ from googlenet_train.data.balance import class_warnings, data_summary
 from googlenet_train.data.digests import copies, digests
 from googlenet_train.data.folders import FolderFiles
 from googlenet_train.data.index import Index
-from googlenet_train.data.names import is_hidden, is_photo
+from googlenet_train.data.names import is_hidden, is_photo, printable
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.scaling import Known
+
+if TYPE_CHECKING:
+    from googlenet_train.trial import Trial
 
 _LISTED = 12  # classes that are shown one by one; of more only the smallest
 _MOST_FILES = 200_000  # that are asked whether they are photos
@@ -68,10 +73,19 @@ class Report:
             print(f"{line.status:<8} {line.what:<8} {line.message}", flush=True)
 
 
-def check(loaded: Loaded, *, resume: bool, everything: bool, as_json: bool) -> ExitCode:
+def check(
+    loaded: Loaded,
+    *,
+    resume: bool,
+    everything: bool,
+    as_json: bool,
+    gpus: Sequence[int] = (),
+    known: Known = Known(),  # noqa: B008  immutable
+) -> ExitCode:
     """Print what was found, one line each; the exit code is 0 only if the run would start.
 
-    `everything`: look at every image and compare all contents, however long it takes.
+    `everything`: look at every image and compare all contents, however long it takes. `gpus`: say
+    what the run would take on so many, given what is `known` of them.
     """
     began = time.monotonic()
     report, facts = Report(quiet=as_json), dict[str, Any]()
@@ -80,7 +94,9 @@ def check(loaded: Loaded, *, resume: bool, everything: bool, as_json: bool) -> E
         if planned is None:
             report.ok("run", "finished already: --resume would change nothing")
         else:
-            _check(report, facts, planned[0], everything)
+            tried = _check(report, facts, planned[0], everything)
+            if tried is not None and gpus:
+                _look_ahead(facts, planned[0], tried, gpus, known, quiet=as_json)
     except UserError as error:
         report.problem("start", str(error), error.exit_code)
     if as_json:
@@ -95,7 +111,13 @@ def check(loaded: Loaded, *, resume: bool, everything: bool, as_json: bool) -> E
     return report.exit_code
 
 
-def _check(report: Report, facts: dict[str, Any], planned: launch.Launch, everything: bool) -> None:
+def _check(
+    report: Report, facts: dict[str, Any], planned: launch.Launch, everything: bool
+) -> "Trial | None":
+    for note in planned.sources.notes:
+        status, _, message = note.partition(" ")
+        tell = report.warning if status == "warning" else report.ok
+        tell("photos", printable(message.strip()))
     _look_at_classes(report, facts, planned)
     for key, index in (("train", planned.train), ("val", planned.val)):
         if index is not None:
@@ -114,12 +136,38 @@ def _check(report: Report, facts: dict[str, Any], planned: launch.Launch, everyt
             continue
         looked = trial.decode_some(index, int(planned.config.data.workers), everything=everything)
         _judge_unreadable(report, key, index, looked, limit if quarantine else 0)
-    if report.exit_code == ExitCode.DONE:  # else the steps would only meet the same again
-        _try_steps(report, facts, planned)
+    if report.exit_code != ExitCode.DONE:  # the steps would only meet the same again
+        return None
+    return _try_steps(report, facts, planned)
+
+
+def _look_ahead(
+    facts: dict[str, Any],
+    planned: launch.Launch,
+    tried: "Trial",
+    gpus: Sequence[int],
+    known: Known,
+    *,
+    quiet: bool,
+) -> None:
+    from googlenet_train import check_gpus
+
+    rate = planned.config.optimizer.batch_size / tried.step
+    cluster = known.added_to(check_gpus.measured(planned, rate, tried.pause))
+    facts["outlook"] = check_gpus.rows(planned, cluster, gpus)
+    if quiet:
+        return
+    print(check_gpus.table(planned, cluster, facts["outlook"]))
+    left_out = [str(n) for n in gpus if n not in {row["gpus"] for row in facts["outlook"]}]
+    if left_out:
+        print(
+            f"left out {', '.join(left_out)}: optimizer.batch_size "
+            f"{planned.config.optimizer.batch_size} does not divide by them"
+        )
 
 
 def _look_at_classes(report: Report, facts: dict[str, Any], planned: launch.Launch) -> None:
-    train, val, _, names = planned.sources
+    train, val, names = planned.train, planned.val, planned.sources.names
     report.ok("train", data_summary(train, names))
     held_out = ", held out of data.train" if planned.sources.split else ""
     if val is None:
@@ -166,15 +214,16 @@ def _look_at_other_files(report: Report, key: str, index: Index) -> None:
     if endings:
         listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
         tell = report.warning if endings.keys() & _OTHER_PHOTOS else report.ok
-        tell(key, f"{endings.total():,} files are not read, for their endings: {listed}")
+        plural = "s are" if endings.total() > 1 else " is"
+        tell(key, f"{endings.total():,} file{plural} not read, for the ending: {listed}")
 
 
 def _compare(report: Report, planned: launch.Launch, everything: bool) -> None:
     """Copies of training photos among those to evaluate on."""
-    train, val, split, _ = planned.sources
+    train, val = planned.train, planned.val
     if val is None:
         return
-    if split:
+    if planned.sources.split:
         report.ok("copies", "none on both sides: the split goes by contents")
         return
     source = str(planned.config.data.val)
@@ -233,7 +282,7 @@ def _judge_unreadable(
 ) -> None:
     """`looked`: name and fault ("" for none) of the photos that were decoded.
 
-    `limit`: the share of them that may be unreadable.
+    `limit`: the share of all that may be unreadable. A few bad ones say little of those not seen.
     """
     bad = [(name, fault) for name, fault in looked if fault]
     seen = f"{len(looked):,} of {len(index):,} photos decoded"
@@ -243,7 +292,8 @@ def _judge_unreadable(
     shown = "; ".join(f"{name}: {fault}" for name, fault in bad[:5])
     more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
     message = f"{key}: {seen}, {len(bad):,} cannot be read: {shown}{more}"
-    if len(bad) <= max(limit * len(looked), min(limit * len(index), 1)):
+    likely = len(bad) * len(index) / len(looked) if len(bad) >= 5 else len(bad)
+    if likely <= math.ceil(limit * len(index)):
         report.warning("photos", f"{message}. They will be left out (data.on_error: quarantine)")
     else:
         mend = "mend them, or list them in data.exclude"
@@ -251,7 +301,7 @@ def _judge_unreadable(
         report.problem("photos", f"{message}. The run would stop: {mend}{other}", ExitCode.DATA)
 
 
-def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) -> None:
+def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) -> "Trial":
     from googlenet_train import trial
     from googlenet_train.reporting import duration
 
@@ -276,3 +326,4 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
         f"about {duration(seconds)}: {planned.total_steps:,} steps"
         + (f" and {tried.evaluations:,} evaluations" if tried.evaluations else ""),
     )
+    return tried

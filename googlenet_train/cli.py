@@ -237,7 +237,7 @@ def _train(words: list[str]) -> int:
 def _check(words: list[str]) -> int:
     parser = Parser(
         prog="googlenet-train check",
-        usage="googlenet-train check --config FILE [--all] [--json] [KEY=VALUE ...]\n"
+        usage="googlenet-train check --config FILE [--all] [--gpus 1,8] [--json] [KEY=VALUE ...]\n"
         "       googlenet-train check PHOTOS/ [--all] [--json] [KEY=VALUE ...]",
         description="Look at everything that a run needs, and take its first steps, without "
         "training or leaving anything behind. The exit code is 0 only if the run would start.",
@@ -250,12 +250,52 @@ def _check(words: list[str]) -> int:
         "--all", action="store_true", help="decode every photo, compare all contents"
     )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
+    more = parser.add_argument_group("more GPUs", "a table of what the run would take on them")
+    more.add_argument("--gpus", metavar="1,8,64", type=_counts, help="how many")
+    more.add_argument(
+        "--images-per-second", metavar="N", type=_rate, help="of one GPU (default: of this device)"
+    )
+    more.add_argument(
+        "--link", metavar="GBIT", type=_rate, help="between machines, Gbit/s (default: 25)"
+    )
+    more.add_argument(
+        "--storage", metavar="MB", type=_rate, help="of the file system, MB/s (default: 2000)"
+    )
+    more.add_argument(
+        "--failures", metavar="DAYS", type=_rate, help="between those of a machine (default: 30)"
+    )
     parser.add_argument("words", metavar="PHOTOS/ or KEY=VALUE", nargs="*", help="as for training")
     given = parser.parse_intermixed_args(words)
     loaded = _load(given.config, given.words)
     from googlenet_train.check import check
+    from googlenet_train.scaling import Known
 
-    return check(loaded, resume=given.resume, everything=given.all, as_json=given.json)
+    known = Known(given.images_per_second, given.link, given.storage, given.failures)
+    return check(
+        loaded,
+        resume=given.resume,
+        everything=given.all,
+        as_json=given.json,
+        gpus=given.gpus or (),
+        known=known,
+    )
+
+
+def _counts(text: str) -> list[int]:
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,8,64")
+    return [int(number) for number in numbers]
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
 
 
 def _config(words: list[str]) -> int:

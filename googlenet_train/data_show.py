@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
     loaded = config_file.load(given.config, given.overrides)
     out = _checked(Path(given.out or f"{loaded.name}-views.jpg"))
     config = loaded.config
-    index = open_photos(config.data, partial(at, loaded))
+    index, _ = open_photos(config.data, partial(at, loaded))
     if config.augment.mixup or config.augment.cutmix:
         order.check_divides(config.optimizer.batch_size, 1, config.optimizer.accumulate)
         order.steps_per_epoch(len(index), config.optimizer.batch_size)

@@ -21,6 +21,7 @@ from googlenet_train.config import Config
 from googlenet_train.data import mixing, order
 from googlenet_train.data.balance import balanced_weights, class_warnings
 from googlenet_train.data.index import Index
+from googlenet_train.data.names import printable
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.sources import Sources
 
@@ -89,6 +90,8 @@ def prepare(
         return None
     launch, run = planned
     weighted = launch.config.loss.class_weights is not None
+    for note in launch.sources.notes:
+        _say(printable(note))
     for warning in class_warnings(launch.train, launch.sources.names, weighted=weighted):
         _say(f"warning  {warning}")
     if run.aside:
@@ -329,6 +332,9 @@ def at(loaded: config_file.Loaded, key: str, open_it: Callable[[], T]) -> T:
             "data.train": " Pass data.train=FOLDER, or try --config quickstart.yaml.",
             "data.val": " Pass data.val=FOLDER.",
         }.get(key, "")
+        stated = config_text.flat(loaded.config)[key]
+        if Path(str(stated)).expanduser().is_dir():  # it is the right one, but not in order
+            mend = ""
         raise UserError(f"{loaded.where(key)}: {error}{end}{mend}", error.exit_code) from None
 
 

@@ -4,7 +4,7 @@ The formulas and their sources are in docs/scaling.md. No torch.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 GRADIENT_BYTES = 13_385_816 * 4  # with heads, 1,000 classes, float32
@@ -28,6 +28,24 @@ class Cluster:
     checkpoint_seconds: float = 0.05  # that training stands still for one
     restart_seconds: float = 120.0
     days_between_failures: float = 30.0  # of one machine
+
+
+class Known(NamedTuple):
+    """What the user knows better than the defaults of a Cluster; None for what they do not."""
+
+    images_per_second: float | None = None
+    link: float | None = None  # Gbit/s
+    storage: float | None = None  # MB/s
+    failures: float | None = None  # days between those of a machine
+
+    def added_to(self, cluster: Cluster) -> Cluster:
+        return replace(
+            cluster,
+            images_per_second=self.images_per_second or cluster.images_per_second,
+            link=self.link * 1e9 / 8 if self.link else cluster.link,
+            storage=self.storage * 1e6 if self.storage else cluster.storage,
+            days_between_failures=self.failures or cluster.days_between_failures,
+        )
 
 
 class Outlook(NamedTuple):

@@ -3,14 +3,13 @@
 import csv
 import io
 import os
-import sys
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from googlenet_train import distributed
 from googlenet_train.config import Data
 from googlenet_train.data.class_names import class_names
 from googlenet_train.data.digests import copies, digests
@@ -40,6 +39,7 @@ class Sources(NamedTuple):
     val: Index | None
     split: bool  # `val` was held out of data.train
     names: tuple[str, ...]  # what people call the classes
+    notes: tuple[str, ...] = ()  # what a person should know of the photos: "warning  ..."
 
 
 def _as_it_is(key: str, open_it: Callable[[], T]) -> T:
@@ -52,7 +52,7 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     `at(key, open_it)` runs `open_it` and may add to an error where `key` was written.
     Raises UserError (DATA).
     """
-    photos = open_photos(data, at)
+    photos, notes = open_photos(data, at)
     folder = Path(data.train).expanduser()
     names = at(
         "data.train", lambda: class_names(photos.classes, folder if folder.is_dir() else None)
@@ -60,14 +60,14 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     if data.val is not None:
         source = data.val
         val = at("data.val", lambda: check_same_classes(photos, open_source(source)))
-        return Sources(photos, val, False, names)
+        return Sources(photos, val, False, names, notes)
     if data.val_fraction == 0:
-        return Sources(photos, None, False, names)
+        return Sources(photos, None, False, names, notes)
     found = digests(photos, data.train)
     out = held_out(found, photos.labels, photos.classes, data.val_fraction)
-    _tell_copies(photos, copies(found))
+    notes += _about_copies(photos, copies(found), data.train)
     train, val = photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out))
-    return Sources(train, val, True, names)
+    return Sources(train, val, True, names, notes)
 
 
 def open_val(data: Data) -> Index | None:
@@ -75,8 +75,12 @@ def open_val(data: Data) -> Index | None:
     return open_source(data.val) if data.val is not None else open_sources(data).val
 
 
-def open_photos(data: Data, at: At = _as_it_is) -> Index:
-    """The photos of data.train with the labels and without the exclusions of their tables."""
+def open_photos(data: Data, at: At = _as_it_is) -> tuple[Index, tuple[str, ...]]:
+    """The photos of data.train with the labels and without the exclusions of their tables.
+
+    With them what a person should know.
+    """
+    notes: tuple[str, ...] = ()
     if data.labels is not None:
         labels = data.labels
         root = at("data.train", lambda: existing_folder(data.train))
@@ -85,44 +89,49 @@ def open_photos(data: Data, at: At = _as_it_is) -> Index:
         index = at("data.train", lambda: open_source(data.train))
     if data.exclude is not None:
         table = data.exclude
-        index = at("data.exclude", lambda: _without(index, table, Path(data.train).expanduser()))
-    return index
+        root = Path(data.train).expanduser()
+        index, notes = at("data.exclude", lambda: _without(index, table, root))
+    return index, notes
 
 
-def _without(index: Index, table: str, root: Path) -> Index:
+def _without(index: Index, table: str, root: Path) -> tuple[Index, tuple[str, ...]]:
     listed = read_paths(table, root)
     names = [index.files.names[i] for i in range(len(index))]
     absent = listed.keys() - set(names)
+    notes: tuple[str, ...] = ()
     if absent:
         first = min(absent, key=lambda path: listed[path])
-        _say(
+        notes = (
             f"note     {table}: {len(absent)} of its {len(listed)} paths are not in data.train, "
-            f"first '{first}' in line {listed[first]}"
+            f"first '{first}' in line {listed[first]}",
         )
     kept = np.array([i for i, name in enumerate(names) if name not in listed], dtype=np.int64)
     counts = np.bincount(index.labels[kept], minlength=len(index.classes))
     if not counts.all():
         name = index.classes[int(np.argmin(counts))]
         raise UserError(f"{table}: leaves out every photo of class '{name}'", ExitCode.DATA)
-    return index.chosen(kept)
+    return index.chosen(kept), notes
 
 
-def _tell_copies(index: Index, groups: list[list[int]]) -> None:
-    if groups:
-        spare = sum(len(group) - 1 for group in groups)
-        _say(
-            f"note     {spare:,} photo{'s are copies' if spare > 1 else ' is a copy'} of another; "
-            "copies are never on both sides of the split"
-        )
+def _about_copies(index: Index, groups: list[list[int]], source: str) -> tuple[str, ...]:
+    if not groups:
+        return ()
+    spare = sum(len(group) - 1 for group in groups)
+    notes = [
+        f"note     {spare:,} photo{'s are copies' if spare > 1 else ' is a copy'} of another; all "
+        "copies of one are on the same side of the split. `googlenet-train data verify "
+        f"--duplicates {shlex.quote(source)}` lists them"
+    ]
     across = [group for group in groups if len(set(index.labels[group].tolist())) > 1]
     if across:
         first = across[0]
         other = next(i for i in first if index.labels[i] != index.labels[first[0]])
         more = f", and {len(across) - 1:,} more" if len(across) > 1 else ""
-        _say(
+        notes.append(
             f"warning  the same photo stands in two classes: {index.name(first[0])} and "
             f"{index.name(other)}{more}. Delete one of them, or list it in data.exclude"
         )
+    return tuple(notes)
 
 
 def split_text(sources: Sources) -> bytes:
@@ -151,8 +160,3 @@ def split_changes(path: Path, sources: Sources) -> str | None:
     changed = sorted(before ^ now)
     named = [next(csv.reader([os.fsdecode(line)]))[0] for line in changed]
     return f"{len(set(named)):,} differ, first '{printable(named[0])}'" if named else None
-
-
-def _say(line: str) -> None:
-    if distributed.rank() == 0:
-        print(printable(line), file=sys.stderr, flush=True)

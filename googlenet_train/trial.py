@@ -30,6 +30,7 @@ class Trial(NamedTuple):
     evaluation: float  # seconds, of all of data.val
     evaluations: int
     checkpoint: int  # bytes
+    pause: float  # seconds that training stands still for one
 
 
 def decode_some(index: Index, workers: int, *, everything: bool) -> list[tuple[str, str]]:
@@ -70,10 +71,14 @@ def first_steps(launch: Launch) -> Trial:
                     "optimizer.lr",
                     ExitCode.NUMERIC,
                 )
-            tensors = checkpoint.named_tensors(capture(run)).values()
+            began = time.monotonic()
+            state = capture(run)
+            pause = time.monotonic() - began
+            tensors = checkpoint.named_tensors(state).values()
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            return Trial(run.choice.why, step, _timed_evaluation(run), _evaluations(run), size)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+            seconds = _timed_evaluation(run)
+            return Trial(run.choice.why, step, seconds, _evaluations(run), size, pause)
+        except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "t allocate" not in str(error):
                 raise
             raise UserError(

@@ -25,6 +25,7 @@ FLOORS = {
         "data_verify",
         "data_prepare",
         "check",
+        "check_gpus",
         "trial",
         "arguments",
         "train",
@@ -314,8 +315,9 @@ def test_loading_is_noticed():
         (["config", "--defaults"], 0),
         (["--config", "quickstart.yaml", "optimizer.lr=fast"], 2),
         (["--config", "quickstart.yaml", "data.train=missing"], 3),
+        (["check", "--config", "quickstart.yaml", "data.train=missing"], 3),
     ],
-    ids=["nothing", "defaults", "config error", "data error"],
+    ids=["nothing", "defaults", "config error", "data error", "check"],
 )
 def test_answers_without_torch(tmp_path, words, exit_code):
     script = (
