@@ -1,23 +1,15 @@
 """What a person types: the verbs, their flags, and how every ending becomes an exit code."""
 
-from __future__ import annotations
-
 import argparse
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from googlenet_train import __version__, distributed
+from googlenet_train import __version__, bare_folder, distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from googlenet_train.config_file import Loaded
 
 WELCOME = """\
 googlenet-train trains GoogLeNet from one YAML file. For example:
@@ -29,8 +21,6 @@ googlenet-train trains GoogLeNet from one YAML file. For example:
 Every setting, with its reason: googlenet-train config --defaults
 Every flag: googlenet-train --help
 """
-
-PHOTOS_CONFIG = "folder.yaml"  # what a bare folder of photos is trained with
 
 VERBS = ("train", "evaluate", "predict", "check", "data", "config")
 
@@ -102,73 +92,13 @@ def _refuse_unknown_verb(word: str) -> None:
     if "=" in word or "/" in word or os.sep in word or Path(word).exists():
         return
     verbs = [repr(verb) for verb in get_close_matches(word, VERBS, n=1)]
-    near = verbs or [f"the folder '{name}'" for name in _near(Path(word))]
+    near = verbs or [f"the folder '{name}'" for name in bare_folder.near(Path(word))]
     hint = f"Did you mean {near[0]}? " if near else ""
     raise UserError(
         f"{word!r} is no verb and no folder. {hint}The verbs are {', '.join(VERBS)}; without one "
         "it trains, and needs --config FILE or a folder of photos.",
         ExitCode.USAGE,
     )
-
-
-def _near(path: Path) -> list[str]:
-    """The folder beside a path that does not exist that may have been meant, if there is one."""
-    from difflib import get_close_matches
-
-    if not path.parent.is_dir():
-        return []
-    folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    return [str(path.parent / name) for name in get_close_matches(path.name, folders, n=1)]
-
-
-def _load(config: str | None, words: Sequence[str]) -> Loaded:
-    """The settings of `--config FILE KEY=VALUE ...`, or of `PHOTOS KEY=VALUE ...`.
-
-    PHOTOS, a folder, stands for `--config folder.yaml data.train=PHOTOS`; the run is called after
-    it. Where it holds train/ and val/, these are data.train and data.val.
-    """
-    from googlenet_train import config_file
-
-    photos = [word for word in words if "=" not in word or Path(word).is_dir()]
-    overrides = [word for word in words if word not in photos]
-    if config is not None:
-        if photos:
-            raise UserError(
-                f"{photos[0]!r} is no KEY=VALUE. With --config the folder of the photos is "
-                f"data.train={photos[0]}",
-                ExitCode.USAGE,
-            )
-        return config_file.load(config, overrides)
-    if not photos:
-        raise UserError(
-            "which config? Pass --config FILE or a folder of photos, or try --config "
-            "quickstart.yaml",
-            ExitCode.USAGE,
-        )
-    given = photos[0]
-    folder = Path(given).expanduser()
-    if len(photos) > 1:
-        raise UserError(
-            f"{given!r} and {photos[1]!r}: give one folder, which holds a folder for each class",
-            ExitCode.USAGE,
-        )
-    if folder.is_file():
-        raise UserError(
-            f"{given!r} is a file. If it is a config, pass --config {given}; photos are given by "
-            "their folder",
-            ExitCode.USAGE,
-        )
-    if not folder.is_dir():
-        near = _near(folder)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"no folder '{given}'{hint}", ExitCode.DATA)
-    sources = {"data.train": folder}
-    if all((folder / split).is_dir() for split in ("train", "val")):
-        sources = {"data.train": folder / "train", "data.val": folder / "val"}
-    # In quotes, for a name may hold anything that YAML would read as something else.
-    stated = [f"{key}={json.dumps(str(path), ensure_ascii=False)}" for key, path in sources.items()]
-    loaded = config_file.load(PHOTOS_CONFIG, [*stated, *overrides])
-    return replace(loaded, called=folder.resolve().name)
 
 
 def _train(words: list[str]) -> int:
@@ -215,7 +145,7 @@ def _train(words: list[str]) -> int:
             ExitCode.USAGE,
         )
 
-    loaded = _load(given.config, given.words)
+    loaded = bare_folder.load(given.config, given.words)
     from googlenet_train import launch
 
     with distributed.group(loaded.config.distributed.timeout):
@@ -266,7 +196,7 @@ def _check(words: list[str]) -> int:
     )
     parser.add_argument("words", metavar="PHOTOS/ or KEY=VALUE", nargs="*", help="as for training")
     given = parser.parse_intermixed_args(words)
-    loaded = _load(given.config, given.words)
+    loaded = bare_folder.load(given.config, given.words)
     from googlenet_train.check import check
     from googlenet_train.scaling import Known
 

@@ -63,8 +63,11 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
         return Sources(photos, val, False, names, notes)
     if data.val_fraction == 0:
         return Sources(photos, None, False, names, notes)
-    found = digests(photos, data.train)
-    out = held_out(found, photos.labels, photos.classes, data.val_fraction)
+    found = at("data.train", lambda: digests(photos, data.train))
+    out = at(
+        "data.train",
+        lambda: held_out(found, photos.labels, photos.classes, data.val_fraction),
+    )
     notes += _about_copies(photos, copies(found), data.train)
     train, val = photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out))
     return Sources(train, val, True, names, notes)

@@ -24,6 +24,7 @@ FLOORS = {
         "data_index",
         "data_verify",
         "data_prepare",
+        "bare_folder",
         "check",
         "check_gpus",
         "trial",

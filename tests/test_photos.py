@@ -99,6 +99,16 @@ def test_settings_that_are_printed_can_be_pasted(pets, cli: Cli):
     assert load("pasted.yaml").config == same.config
 
 
+def test_a_class_that_cannot_be_split_is_named(pets, cli: Cli):
+    (pets / "bird").mkdir()
+    shutil.copy(pets / "cat/0.jpg", pets / "bird")
+    error = cli("pets", cwd=pets.parent).error
+    assert error.startswith("command line data.train: too few photos to train on some and hold")
+    assert "'bird' (photos: 1)" in error
+    assert error.endswith("write data.val_fraction=0.")
+    assert not Path("runs").exists()
+
+
 def test_from_a_folder_to_a_prediction(pets, cli: Cli):
     shutil.copy(pets / "cat/0.jpg", pets / "dog/copy.jpg")
     answer = cli("pets/", *QUICK, cwd=pets.parent)

@@ -66,12 +66,22 @@ def digest(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=SIZE).digest()
 
 
+def contents(found: Digests) -> npt.NDArray[np.int64]:
+    """A number from 0 on for each photo, the same for photos with the same bytes; (count,)."""
+    halves = np.ascontiguousarray(found).view("<u8")  # sorts ten times as fast as rows of bytes
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    ordered = halves[order]
+    numbers = np.zeros(len(found), dtype=np.int64)
+    numbers[order[1:]] = np.cumsum((ordered[1:] != ordered[:-1]).any(axis=1))
+    return numbers
+
+
 def copies(found: Digests) -> list[list[int]]:
     """Groups of two and more photos with the same bytes, in the order of their first members."""
-    _, group, size = np.unique(found, axis=0, return_inverse=True, return_counts=True)
-    group = group.reshape(-1)  # numpy 2.0 gave it a second axis
+    group = contents(found)
+    shared = np.bincount(group)[group] > 1
     groups: dict[int, list[int]] = {}
-    for place in np.flatnonzero(size[group] > 1).tolist():
+    for place in np.flatnonzero(shared).tolist():
         groups.setdefault(int(group[place]), []).append(place)
     return list(groups.values())
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from googlenet_train.data.digests import Digests
+from googlenet_train.data.digests import Digests, contents
 from googlenet_train.errors import ExitCode, UserError
 
 
@@ -25,36 +25,42 @@ def held_out(
 
     Raises UserError (DATA) for classes with fewer than two different photos.
     """
-    contents, content = np.unique(digests, axis=0, return_inverse=True)
-    content = content.reshape(-1)  # numpy 2.0 gave it a second axis
-    places = contents[:, :8].copy().view(">u8").reshape(-1) / 2.0**64
-    pairs = np.unique(np.stack([labels, content], axis=1), axis=0)  # (class, content), once each
-    distinct = np.bincount(pairs[:, 0], minlength=len(classes))
+    content = contents(digests)
+    places = np.zeros(content.max() + 1)
+    places[content] = np.ascontiguousarray(digests[:, :8]).view(">u8").reshape(-1) / 2.0**64
+    # (class, content), once each, in this order: a class's contents stand side by side.
+    pairs = np.stack(np.divmod(np.unique(labels * np.int64(len(places)) + content), len(places)), 1)
+    begins = np.searchsorted(pairs[:, 0], np.arange(len(classes) + 1))
+    by_content = pairs[np.argsort(pairs[:, 1], kind="stable")]
+    distinct = np.diff(begins)
     _refuse_small(classes, labels, distinct)
 
     out: npt.NDArray[np.bool_] = places < fraction
     evaluated = np.bincount(pairs[out[pairs[:, 1]], 0], minlength=len(classes))
     training = distinct - evaluated
 
-    def move(chosen: int, to_val: bool) -> None:
-        holders = pairs[pairs[:, 1] == chosen, 0]
-        out[chosen] = to_val
-        evaluated[holders] += 1 if to_val else -1
-        training[holders] -= 1 if to_val else -1
-
-    def of(number: int) -> npt.NDArray[np.int64]:
+    def of(number: int) -> list[int]:
         """The class's contents, those with the smallest places first."""
-        own: npt.NDArray[np.int64] = pairs[pairs[:, 0] == number, 1]
-        order = np.argsort(places[own], kind="stable")
-        return np.take(own, order)
+        own = pairs[begins[number] : begins[number + 1], 1]
+        return [int(own[i]) for i in np.argsort(places[own], kind="stable")]
+
+    def holders(chosen: int) -> npt.NDArray[np.int64]:
+        """The classes that have this content."""
+        first, last = np.searchsorted(by_content[:, 1], [chosen, chosen + 1])
+        return by_content[first:last, 0]
+
+    def move(chosen: int, to_val: bool) -> None:
+        change = 1 if to_val else -1
+        out[chosen] = to_val
+        evaluated[holders(chosen)] += change
+        training[holders(chosen)] -= change
 
     for number in np.flatnonzero(training == 0).tolist():
         if training[number] == 0:  # another class may have mended it
-            move(int(of(number)[-1]), to_val=False)
+            move(of(number)[-1], to_val=False)
     for number in np.flatnonzero(evaluated == 0).tolist():
-        for chosen in of(number).tolist():
-            holders = pairs[pairs[:, 1] == chosen, 0]
-            if evaluated[number] == 0 and (training[holders] > 1).all():
+        for chosen in of(number):
+            if evaluated[number] == 0 and (training[holders(chosen)] > 1).all():
                 move(chosen, to_val=True)
     return np.take(out, content)
 
