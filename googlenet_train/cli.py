@@ -129,8 +129,9 @@ def _train(words: list[str]) -> int:
             ExitCode.USAGE,
         )
 
-    from googlenet_train import config_file, launch
+    from googlenet_train import config_file, launch, signals
 
+    signals.ignore_saves()
     prepared = launch.prepare(
         config_file.load(given.config, given.overrides),
         resume=given.resume,
@@ -139,7 +140,7 @@ def _train(words: list[str]) -> int:
     )
     if prepared is None:
         return ExitCode.DONE
-    print("loading PyTorch…", file=sys.stderr, flush=True)
+    launch.say("loading PyTorch…")
     from googlenet_train.train import train
 
     return train(prepared)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from googlenet_train import __version__, checkpoint, config_file, config_text, distributed, runs
+from googlenet_train import __version__, config_file, config_text, distributed, runs
 from googlenet_train.config import Config
 from googlenet_train.data import mixing, order
 from googlenet_train.data.index import Index, check_same_classes, open_source
@@ -56,13 +57,13 @@ def prepare(
     """
     config = loaded.config
     shipped = ", shipped with the package" if loaded.shipped else ""
-    _say(f"googlenet-train {__version__}")
-    _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
+    say(f"googlenet-train {__version__}")
+    say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
     distributed.refuse_many_ranks()
 
     _check_keys(allow)
     run = runs.choose(config, loaded.name, resume=resume, fresh=fresh)
-    _say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
+    say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
     train = _at(loaded, "data.train", lambda: open_source(config.data.train))
     val = None
@@ -72,7 +73,7 @@ def prepare(
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
 
-    before = runs.progress(run.folder) if resume else None
+    before = runs.progress(run.folder, verified=True) if resume else None
     if before:
         config = _continued(run.folder, config, allow)
     config = config_text.resolved(
@@ -82,27 +83,18 @@ def prepare(
     launch = Launch(config, train, val, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
-        done = before.step >= launch.total_steps and before.evaluated
-        if done and _verifies(before.path):
-            _say(
+        if before.info and before.step >= launch.total_steps and before.evaluated:
+            say(
                 f"finished at step {before.step:,} already; nothing to do. "
                 "A larger schedule.epochs would go on."
             )
             return None
     elif resume:
-        _say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
+        say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
     if run.aside:
-        _say(f"fresh    the old run is now {run.aside}")
+        say(f"fresh    the old run is now {run.aside}")
     runs.make(run)
     return launch
-
-
-def _verifies(path: Path) -> bool:
-    try:
-        checkpoint.verify(path)
-    except UserError:  # named when the run is opened, which goes on from the one before
-        return False
-    return True
 
 
 def _check_keys(allow: Sequence[str]) -> None:
@@ -221,5 +213,6 @@ def data_summary(index: Index) -> str:
     return f"{len(index):,} photos, {len(index.classes):,} classes, {spread}"
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    with suppress(BrokenPipeError):  # `2>&1 | head` has seen enough; the run goes on
+        print(line, file=sys.stderr, flush=True)

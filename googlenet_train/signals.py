@@ -2,7 +2,14 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
+
+
+def ignore_saves() -> None:
+    """Before a run has begun there is nothing to save, and unhandled SIGUSR1 ends a process."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class Signals:
@@ -37,7 +44,8 @@ class Signals:
             os._exit(128 + number)  # the last checkpoint is whole: saving renames, never overwrites
         self.stop = number
         # os.write: a print inside a handler could interrupt a print and fail.
-        os.write(2, b"\nstopping at the next step (again: at once)\n")
+        with suppress(OSError):  # nobody may be listening any more
+            os.write(2, b"\nstopping at the next step (again: at once)\n")
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
