@@ -6,7 +6,7 @@
 process imports PyTorch once and forks a child for each start, which runs the real command line in
 it. `--real`: of `python -m googlenet_train` itself, a process of its own each, with the network at
 its full width. Every kill is a SIGKILL, at an instant drawn from (seed, number of the run, number
-of the kill); a run is killed five times, each time resumed by the same command, and then left to
+of the kill); a run is killed up to ten times, each time resumed by the same command, then left to
 end. What must hold:
 
 - after each kill the newest checkpoint verifies, and is no older than the one before the kill;
@@ -43,7 +43,7 @@ from googlenet_train import __version__, checkpoint, cli, runs
 from googlenet_train.errors import UserError
 from googlenet_train.model import googlenet
 
-KILLS_A_RUN = 5
+KILLS_A_RUN = 10
 NARROWER = 8  # divides all of the network's numbers of channels
 # Differ between two runs without harm: a time, and where the run lies.
 _FREE = {"seconds"}
@@ -190,7 +190,7 @@ def one_run(root: Path, kind: str, number: int, seed: int, usual: float, steps: 
         delay = None
         if len(kills) < KILLS_A_RUN:
             chance = random.Random(f"{seed} {kind} {number} {len(kills)}")
-            # The whole length of what is left, so that every instant of a run can be hit.
+            # Any instant of what is left can be hit, and the start of it is never too short.
             delay = chance.random() * usual * max(0.3, 1 - step / steps)
         start = KINDS[kind](root, folder.name, delay)
         before = step
@@ -254,7 +254,13 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def soak(root: Path, out: Path, wanted: dict[str, int], seed: int) -> dict[str, Any]:
-    settings = {"seed": seed, "version": __version__, "torch": torch.__version__, "config": _CONFIG}
+    settings = {
+        "seed": seed,
+        "kills_a_run": KILLS_A_RUN,
+        "version": __version__,
+        "torch": torch.__version__,
+        "config": _CONFIG,
+    }
     lines = read(out, settings)
     narrow()
     draw_photos(root)
