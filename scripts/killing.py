@@ -46,7 +46,7 @@ def arm(number: int, how: str) -> list[str]:
             return opened(file, mode, *rest, **named)
         return io.BufferedWriter(call("create", Counted, file, "wb"))
 
-    io.open = counted_open  # type: ignore[assignment]
+    vars(io)["open"] = counted_open
     for name in _CALLS:
         real = getattr(os, name)
         setattr(os, name, lambda *a, _name=name, _real=real, **k: call(_name, _real, *a, **k))

@@ -1,13 +1,15 @@
 """Kill training at random instants, resume it, and compare the end with a run that was left alone.
 
-    python scripts/soak.py [--kills 1000] [--real 30] [--seed 0] [--out soak.jsonl] [--json]
+    python scripts/soak.py [--kills 1000] [--real 30] [--calls N] [--seed 0] [--out soak.jsonl]
 
 `--kills`: of a narrow network (an eighth of the channels), so that a run takes a second: this
 process imports PyTorch once and forks a child for each start, which runs the real command line in
 it. `--real`: of `python -m googlenet_train` itself, a process of its own each, with the network at
 its full width. Every kill is a SIGKILL, at an instant drawn from (seed, number of the run, number
 of the kill); a run is killed up to ten times, each time resumed by the same command, then left to
-end. What must hold:
+end. `--calls`: the narrow network again, killed at the first, second, ... call of one save (all of
+it: log, checkpoint, best.json, pruning), before it or halfway through it (see killing.py); by
+default as many times as there are. What must hold:
 
 - after each kill the newest checkpoint verifies, and is no older than the one before the kill;
 - no start ends but by our kill or with exit code 0;
@@ -28,10 +30,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import killing
 import numpy as np
 import torch
 from PIL import Image
@@ -39,7 +42,7 @@ from safetensors import safe_open
 from torch import nn
 
 import googlenet_train.train  # noqa: F401  so that no fork has to
-from googlenet_train import __version__, checkpoint, cli, runs
+from googlenet_train import __version__, checkpoint, cli, milestones, runs
 from googlenet_train.errors import UserError
 from googlenet_train.model import googlenet
 
@@ -104,8 +107,13 @@ def words(folder: str) -> list[str]:
     return ["--config", "soak.yaml", f"run.dir={folder}", "--resume"]
 
 
-def start_narrow(root: Path, folder: str, kill_after: float | None) -> Start:
-    """The command line in a fork of this process, which has imported everything already."""
+def start_narrow(
+    root: Path, folder: str, kill_after: float | None, prepare: Callable[[], object] = int
+) -> Start:
+    """The command line in a fork of this process, which has imported everything already.
+
+    `prepare` is called in it first.
+    """
     log = root / "stderr"
     began = time.monotonic()
     child = os.fork()
@@ -116,6 +124,7 @@ def start_narrow(root: Path, folder: str, kill_after: float | None) -> Start:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             os.chdir(root)
+            prepare()
             code = cli.main(words(folder))
         finally:
             os._exit(code)
@@ -145,6 +154,28 @@ def start_real(root: Path, folder: str, kill_after: float | None) -> Start:
 
 
 KINDS = {"narrow": start_narrow, "real": start_real}
+SAVE = 2  # the save whose calls are killed: it has older ones to keep and to prune
+
+
+def die_in_a_save(number: int, how: str, names: Path | None = None) -> None:
+    """From now on: SIGKILL at call `number` of this process' save number SAVE.
+
+    With `names`, its calls are listed in that file, and with number 0 nothing else happens.
+    """
+    commit = milestones._commit
+    saves: list[int] = []
+
+    def counted(*given: Any, **named: Any) -> None:
+        saves.append(1)
+        if len(saves) != SAVE:
+            commit(*given, **named)
+            return
+        made = killing.arm(number, how)
+        commit(*given, **named)
+        if names is not None:
+            names.write_text(json.dumps(made))
+
+    milestones._commit = counted
 
 
 def state(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -222,6 +253,50 @@ def one_run(root: Path, kind: str, number: int, seed: int, usual: float, steps: 
     }
 
 
+def killed_at_calls(root: Path, number: int, names: Sequence[str]) -> Any:
+    """Kill one run at its `number`-th instant within a save, resume it, and compare its end."""
+    call, how = instants(names)[number]
+    folder = root / f"calls-{number}"
+    began, wrong = time.monotonic(), []
+    start = start_narrow(root, folder.name, None, lambda: die_in_a_save(call, how))
+    step, bad = newest(folder)
+    wrong += bad
+    if start.code != -signal.SIGKILL or step == 0:
+        wrong.append(f"exit code {start.code}, step {step}: {start.error[-2000:]}")
+    kill = {"at": f"{how} {names[call - 1]}, call {call} of {len(names)}", "step": step}
+    kill["within_a_save"] = True
+    end = start_narrow(root, folder.name, None)
+    if end.code != 0:
+        wrong.append(f"exit code {end.code}: {end.error[-2000:]}")
+    unequal = [] if wrong else differences(root / "narrow-whole", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "kind": "calls",
+        "run": number,
+        "kills": [kill],
+        "wrong": wrong,
+        "unequal": unequal,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
+def instants(names: Sequence[str]) -> list[tuple[int, str]]:
+    """(call, how) of each: after a call is before the next, but for the last."""
+    found = []
+    for call, name in enumerate(names, 1):
+        found += [(call, "before")] + [(call, "within")] * (name == "write")
+    return [*found, (len(names), "after")]
+
+
+def calls_of_a_save(root: Path) -> list[str]:
+    file = root / "calls.json"
+    start = start_narrow(root, "calls", None, lambda: die_in_a_save(0, "never", file))
+    if start.code != 0:
+        sys.exit(f"the uninterrupted run failed:\n{start.error}")
+    names: list[str] = json.loads(file.read_text())
+    return names
+
+
 def read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of earlier runs of this soak; a last one that is torn is cut."""
     if not path.exists():
@@ -238,7 +313,7 @@ def read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for kind in KINDS:
+    for kind in (*KINDS, "calls"):
         mine = [line for line in lines if line["kind"] == kind]
         kills = [kill for line in mine for kill in line["kills"]]
         result[kind] = {
@@ -264,23 +339,34 @@ def soak(root: Path, out: Path, wanted: dict[str, int], seed: int) -> dict[str, 
     lines = read(out, settings)
     narrow()
     draw_photos(root)
-    for kind, kills in wanted.items():
-        mine = [line for line in lines if line["kind"] == kind]
-        done, number = sum(len(line["kills"]) for line in mine), len(mine)
-        if done >= kills:
-            continue
-        whole = KINDS[kind](root, f"{kind}-whole", None)
-        if whole.code != 0:
-            sys.exit(f"the uninterrupted run failed:\n{whole.error}")
-        steps = newest(root / f"{kind}-whole")[0]
-        while done < kills:
-            line = one_run(root, kind, number, seed, whole.seconds, steps)
-            lines.append(line)
-            with out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            done, number = done + len(line["kills"]), number + 1
-            if line["wrong"] or line["unequal"] or number % 25 == 0 or kind == "real":
-                print(f"{kind}: {done}/{kills} kills, {json.dumps(line)[:300]}", file=sys.stderr)
+
+    def done(kind: str) -> int:
+        return sum(len(line["kills"]) for line in lines if line["kind"] == kind)
+
+    def note(line: dict[str, Any]) -> None:
+        lines.append(line)
+        with out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        kind, number = line["kind"], line["run"]
+        if line["wrong"] or line["unequal"] or number % 25 == 0 or kind == "real":
+            print(f"{kind}: {done(kind)} kills, {json.dumps(line)[:300]}", file=sys.stderr)
+
+    whole: dict[str, Start] = {}
+    for kind, start in KINDS.items():
+        if done(kind) < wanted[kind] or (kind == "narrow" and wanted["calls"] != 0):
+            whole[kind] = start(root, f"{kind}-whole", None)
+            if whole[kind].code != 0:
+                sys.exit(f"the uninterrupted run failed:\n{whole[kind].error}")
+        while done(kind) < wanted[kind]:
+            steps = newest(root / f"{kind}-whole")[0]
+            number = sum(line["kind"] == kind for line in lines)
+            note(one_run(root, kind, number, seed, whole[kind].seconds, steps))
+    if wanted["calls"] != 0:
+        names = calls_of_a_save(root)
+        end = len(instants(names))
+        end = end if wanted["calls"] < 0 else min(end, wanted["calls"])
+        for number in range(done("calls"), end):
+            note(killed_at_calls(root, number, names))
     return summary(lines)
 
 
@@ -290,6 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--real", type=int, default=30)
+    parser.add_argument("--calls", type=int, default=-1, help="default: every call of a save")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("soak.jsonl"))
     parser.add_argument(
@@ -297,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as root:
-        wanted = {"narrow": given.kills, "real": given.real}
+        wanted = {"narrow": given.kills, "real": given.real, "calls": given.calls}
         result = soak(Path(root), given.out, wanted, given.seed)
     for kind, counts in result.items():
         print(f"{kind}: " + ", ".join(f"{k} {v}" for k, v in counts.items()), file=sys.stderr)

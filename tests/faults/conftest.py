@@ -77,7 +77,7 @@ def _server() -> Iterator[Callable[[object], int]]:
 
 
 @pytest.fixture
-def start(_server: Callable[[object], int], tiny_folder: Path) -> Iterator[Start]:
+def start(_server: Callable[[object], int], tiny_folder: Path) -> Start:
     """`start(folder, *words, before=...)`: `--config tiny.yaml run.dir=folder *words` in a fork.
 
     `before` are statements that are executed in it first.
@@ -95,7 +95,7 @@ def start(_server: Callable[[object], int], tiny_folder: Path) -> Iterator[Start
         begun.append(Child(_server(request), log, _server))
         return begun[-1]
 
-    yield start
+    return start
 
 
 @pytest.fixture(scope="package")

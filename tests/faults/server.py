@@ -1,8 +1,8 @@
 """Runs the command line in forks of itself, with everything imported and a narrow network.
 
-A start takes a fraction of a second. One JSON object a line: {"cwd", "words", "before", "log"} starts
-a fork, which executes the statements `before` and then the command, and is answered by its pid;
-{"wait": pid} by its exit code, negative for a signal.
+A start takes a fraction of a second. One JSON object a line: {"cwd", "words", "before", "log"}
+starts a fork, which executes the statements `before` and then the command, and is answered by its
+pid; {"wait": pid} by its exit code, negative for a signal.
 """
 
 import json

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from faults.conftest import Start, newest, posix, unequal
 
 pytestmark = posix
@@ -66,8 +67,15 @@ session.build_model = interrupted
     assert unequal(tiny_folder / "run", whole) == []
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.6])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [
+        (signal.SIGTERM, 0.05),
+        (signal.SIGINT, 0.6),
+        pytest.param(signal.SIGINT, 0.05, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0.6, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stop_in_start_up_leaves_the_folder_free(
     tiny_folder: Path, seconds: float, number: signal.Signals
 ) -> None:
