@@ -30,6 +30,7 @@ class Child:
 
     @property
     def stderr(self) -> str:
+        """What it wrote, on stdout too."""
         return self._log.read_text(errors="replace")
 
     def wait(self, timeout: float = 60) -> int:
@@ -80,15 +81,15 @@ def _server() -> Iterator[Callable[[object], int]]:
 def start(_server: Callable[[object], int], tiny_folder: Path) -> Start:
     """`start(folder, *words, before=...)`: `--config tiny.yaml run.dir=folder *words` in a fork.
 
-    `before` are statements that are executed in it first.
+    `before` are statements that are executed in it first; without a folder they are all.
     """
     begun = []
 
-    def start(folder: str, *words: str, before: str = "") -> Child:
+    def start(folder: str | None, *words: str, before: str = "") -> Child:
         log = tiny_folder / f"log-{len(begun)}"
         request = {
             "cwd": str(tiny_folder),
-            "words": ["--config", "tiny.yaml", f"run.dir={folder}", *words],
+            "words": ["--config", "tiny.yaml", f"run.dir={folder}", *words] if folder else [],
             "before": before,
             "log": str(log),
         }

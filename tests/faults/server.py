@@ -1,8 +1,8 @@
 """Runs the command line in forks of itself, with everything imported and a narrow network.
 
 A start takes a fraction of a second. One JSON object a line: {"cwd", "words", "before", "log"}
-starts a fork, which executes the statements `before` and then the command, and is answered by its
-pid; {"wait": pid} by its exit code, negative for a signal.
+starts a fork, which executes the statements `before` and then the command, if there are words, and
+is answered by its pid; {"wait": pid} by its exit code, negative for a signal.
 """
 
 import json
@@ -27,7 +27,8 @@ def start(request: dict[str, object]) -> int:
             os.dup2(handle, descriptor)
         os.chdir(str(request["cwd"]))
         exec(str(request["before"]), {})
-        code = soak.cli.main(request["words"])
+        code = soak.cli.main(request["words"]) if request["words"] else 0
+        sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
