@@ -1,6 +1,7 @@
 """Disks that are full, fail, refuse or cannot do what they are asked."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from faults.conftest import HERE, Start, newest, posix, unequal
+from googlenet_train import storage
 
 pytestmark = posix
 
@@ -222,3 +224,21 @@ def test_a_folder_that_cannot_be_synced_is_named_once(
     assert child.wait() == 0
     assert child.stderr.count("cannot fsync a folder") == 1
     assert unequal(tiny_folder / "run", whole) == []
+
+
+@needs_proc
+def test_new_folders_are_synced_where_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose name is not on the disk takes all that lies in it along."""
+    synced = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    storage.make_folder(tmp_path / "runs/x/checkpoints")
+    storage.make_folder(tmp_path / "runs/x/checkpoints")
+    assert synced == [str(tmp_path), str(tmp_path / "runs"), str(tmp_path / "runs/x")]
