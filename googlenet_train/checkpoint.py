@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.storage import write_durably
+from googlenet_train.storage import make_folder, write_durably
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,9 +82,13 @@ def header(path: Path) -> dict[str, Any]:
         return {}
 
 
-def verify(path: Path) -> None:
-    """Raise UserError (checkpoint), naming the file and its damage, unless it is whole."""
-    _read(path)
+def verify(path: Path) -> dict[str, Any]:
+    """`TrainState.info` of a file that is whole.
+
+    Raises UserError (checkpoint), naming the file and its damage, where it is not.
+    """
+    info: dict[str, Any] = json.loads(_read(path)[1]["info"])
+    return info
 
 
 def save(folder: Path, state: TrainState) -> Path:
@@ -95,7 +99,7 @@ def save(folder: Path, state: TrainState) -> Path:
     path = checkpoint_path(folder, state.step)
     pieces = _serialise(state)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in folder.glob("*.partial"):  # of a write that a crash cut short
             leftover.unlink()
         write_durably(path, pieces)

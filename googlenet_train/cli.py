@@ -146,8 +146,9 @@ def _train(words: list[str]) -> int:
         )
 
     loaded = bare_folder.load(given.config, given.words)
-    from googlenet_train import launch
+    from googlenet_train import launch, signals
 
+    signals.ignore_saves()
     with distributed.group(loaded.config.distributed.timeout):
         prepared = launch.prepare_ranks(
             loaded,
@@ -158,7 +159,7 @@ def _train(words: list[str]) -> int:
         if prepared is None:
             return ExitCode.DONE
         if distributed.rank() == 0:
-            print("loading PyTorch…", file=sys.stderr, flush=True)
+            launch.say("loading PyTorch…")
         from googlenet_train.train import train
 
         return train(prepared)

@@ -2,21 +2,14 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from googlenet_train import (
-    __version__,
-    checkpoint,
-    config_file,
-    config_text,
-    distributed,
-    runs,
-    sources,
-)
+from googlenet_train import __version__, config_file, config_text, distributed, runs, sources
 from googlenet_train.config import Config
 from googlenet_train.data import mixing, order
 from googlenet_train.data.balance import balanced_weights, class_warnings
@@ -91,11 +84,11 @@ def prepare(
     launch, run = planned
     weighted = launch.config.loss.class_weights is not None
     for note in launch.sources.notes:
-        _say(printable(note))
+        say(printable(note))
     for warning in class_warnings(launch.train, launch.sources.names, weighted=weighted):
-        _say(f"warning  {warning}")
+        say(f"warning  {warning}")
     if run.aside:
-        _say(f"fresh    the old run is now {run.aside}")
+        say(f"fresh    the old run is now {run.aside}")
     runs.make(run)
     return launch
 
@@ -106,17 +99,17 @@ def plan(
     """As `prepare`, but nothing is changed on the disk."""
     config = _with_published(loaded)
     shipped = ", shipped with the package" if loaded.shipped else ""
-    _say(f"googlenet-train {__version__}")
-    _say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
+    say(f"googlenet-train {__version__}")
+    say(f"config   {loaded.path if not loaded.shipped else loaded.path.name}{shipped}")
     if loaded.called:  # a bare folder was given: these settings nobody has seen
-        _say(config_text.essentials(config).rstrip())
+        say(config_text.essentials(config).rstrip())
     if distributed.world_size() > 1:
         here = distributed.local_world_size()
-        _say(f"ranks    {distributed.world_size()}, {here} of them on this machine")
+        say(f"ranks    {distributed.world_size()}, {here} of them on this machine")
 
     _check_keys(allow)
     run = runs.choose(config, loaded.name, resume=resume, fresh=fresh)
-    _say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
+    say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
     opened = sources.open_sources(config.data, partial(at, loaded))
     train = opened.train
@@ -124,7 +117,7 @@ def plan(
     _check_class_count(loaded, config.model.num_classes, train)
     _check_class_weights(loaded, opened)
 
-    before = runs.progress(run.folder) if resume else None
+    before = runs.progress(run.folder, verified=True) if resume else None
     if before:
         config = _continued(run.folder, config, allow)
     elif config.model.init not in (None, "torchvision"):
@@ -140,15 +133,14 @@ def plan(
     launch = Launch(config, opened, run.folder, before is not None)
     if before:
         _check_same_data(loaded, before, launch)
-        done = before.step >= launch.total_steps and before.evaluated
-        if done and _verifies(before.path):
-            _say(
+        if before.info and before.step >= launch.total_steps and before.evaluated:
+            say(
                 f"finished at step {before.step:,} already; nothing to do. "
                 "A larger schedule.epochs would go on."
             )
             return None
     elif resume:
-        _say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
+        say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
     return launch, run
 
 
@@ -185,14 +177,6 @@ def prepare_ranks(
             error = raised
     distributed.raise_first(error)
     return mine[0] if mine else None
-
-
-def _verifies(path: Path) -> bool:
-    try:
-        checkpoint.verify(path)
-    except UserError:  # named when the run is opened, which goes on from the one before
-        return False
-    return True
 
 
 def _check_keys(allow: Sequence[str]) -> None:
@@ -345,5 +329,6 @@ def _workers(stated: int | str) -> int:
     return min(16, distributed.cores())
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    with suppress(BrokenPipeError):  # `2>&1 | head` has seen enough; the run goes on
+        print(line, file=sys.stderr, flush=True)

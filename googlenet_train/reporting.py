@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from googlenet_train import distributed
+from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.storage import fsync, write_durably
 
 EVENTS = "events.out.tfevents.*"
@@ -44,9 +47,10 @@ class Reporter:
         if self._folder is None:
             return
         epoch = round(step / self._steps_per_epoch, 4)
-        self._metrics.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+        with self._storage():
+            self._metrics.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+            for tag, value in values.items():
+                self._board.add_scalar(tag, value, step)
 
     def picture(self, tag: str, path: Path, step: int) -> None:
         """Show a JPEG file in TensorBoard."""
@@ -93,17 +97,31 @@ class Reporter:
 
     def flush(self) -> None:
         """Hand everything logged so far to the operating system."""
-        self._metrics.flush()
-        self._board.flush()
+        with self._storage():
+            self._metrics.flush()
+            self._board.flush()
 
     def fsync(self) -> None:
         """What was flushed is on the disk when this returns; another thread may log meanwhile."""
-        for path in (self._metrics_path, *self._metrics_path.parent.glob(EVENTS)):
-            handle = os.open(path, os.O_RDWR)
-            try:
-                fsync(handle)
-            finally:
-                os.close(handle)
+        with self._storage():
+            for path in (self._metrics_path, *self._metrics_path.parent.glob(EVENTS)):
+                handle = os.open(path, os.O_RDWR)
+                try:
+                    fsync(handle)
+                finally:
+                    os.close(handle)
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        """Errors of the disk as UserError (storage): by themselves they know no name."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._metrics_path.parent}: the log could not be written ({error.strerror}). "
+                "Checkpoints are untouched; make room or mend the disk, then --resume.",
+                ExitCode.STORAGE,
+            ) from error
 
     def close(self) -> None:
         self.close_bar()
@@ -113,11 +131,15 @@ class Reporter:
 
 
 def say(line: str = "") -> None:
-    """A line for the person at the keyboard, on stderr, above a bar if there is one; once a run."""
+    """A line for the person at the keyboard, on stderr, above a bar if there is one; once a run.
+
+    Nobody may be there any more (`2>&1 | head`): the run is worth more than its lines.
+    """
     if distributed.rank():
         return
-    tqdm.write(line, file=sys.stderr)
-    sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:
@@ -137,10 +159,11 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    # A power cut can leave anything in a block that was not synced.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             continue
     write_durably(path, "".join(line + "\n" for line in kept))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from googlenet_train import checkpoint, config_file, config_text
 from googlenet_train.config import Config
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.storage import CANNOT, warn_once
+from googlenet_train.storage import CANNOT, make_folder, warn_once
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     """How far a run has come: its newest checkpoint's step, and what that says of itself."""
 
     step: int
-    info: dict[str, Any]  # as it states it, not verified
+    info: dict[str, Any]  # as it states it
     path: Path
 
     @property
@@ -68,14 +68,25 @@ class RunFolder:
     aside: Path | None = None  # what an old run that lies there is to be renamed to
 
 
-def progress(folder: Path) -> Progress | None:
-    """How far the run in `folder` has come; None where it holds no checkpoint."""
-    saved = [
-        Progress(checkpoint.step_of(path), checkpoint.header(path), path)
-        for path in reversed(checkpoint.checkpoints(folder / CHECKPOINTS))
-    ]
+def progress(folder: Path, *, verified: bool = False) -> Progress | None:
+    """How far the run in `folder` has come; None where it holds no checkpoint.
+
+    With `verified` only a checkpoint that is whole is believed, which reads all of it.
+    """
+    paths = checkpoint.checkpoints(folder / CHECKPOINTS)
+    for path in reversed(paths):
+        if info := _verified(path) if verified else checkpoint.header(path):
+            return Progress(checkpoint.step_of(path), info, path)
     # Damaged ones alone still are somebody's run; resuming names what is wrong with them.
-    return next((progress for progress in saved if progress.info), saved[0] if saved else None)
+    return Progress(checkpoint.step_of(paths[-1]), {}, paths[-1]) if paths else None
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing where it is damaged."""
+    try:
+        return checkpoint.verify(path)
+    except UserError:  # named when the run is opened, which goes on from the one before
+        return {}
 
 
 def saved_config(folder: Path) -> Config | None:
@@ -162,7 +173,7 @@ def make(run: RunFolder) -> None:
     try:
         if run.aside is not None:
             run.folder.rename(run.aside)
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
     except OSError as error:
         raise UserError(
             f"the run folder {run.folder} cannot be made ({error.strerror}). "
@@ -309,6 +320,6 @@ def best_checkpoint(folder: Path) -> Path | None:
 
     `best.json` says the same for people: it is written after, and a kill can come between.
     """
-    newest = progress(folder)
+    newest = progress(folder, verified=True)
     best = newest.info.get("best") if newest else None
     return checkpoint.checkpoint_path(folder / CHECKPOINTS, best["step"]) if best else None

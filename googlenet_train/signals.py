@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 from googlenet_train import distributed
@@ -10,6 +11,12 @@ from googlenet_train.errors import UserError
 
 # torchrun hands a signal on to its ranks; where the batch system has told them too, it comes twice.
 _ONE_SIGNAL = 5.0  # seconds
+
+
+def ignore_saves() -> None:
+    """Before a run has begun there is nothing to save, and unhandled SIGUSR1 ends a process."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class Signals:
@@ -74,7 +81,8 @@ class Signals:
             os._exit(128 + number)  # the last checkpoint is whole: saving renames, never overwrites
         self._heard_stop, self._heard_at = number, time.monotonic()
         # os.write: a print inside a handler could interrupt a print and fail.
-        os.write(2, b"\nstopping at the next step (again: at once)\n")
+        with suppress(OSError):  # nobody may be listening any more
+            os.write(2, b"\nstopping at the next step (again: at once)\n")
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self._heard_save = True

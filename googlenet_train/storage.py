@@ -28,10 +28,19 @@ def write_durably(path: Path, content: bytes | bytearray | str | Iterable[memory
             file.flush()
             fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a write or an fsync knows no name
         raise
     fsync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and what lacks above it, to last: each new name is synced where it stands."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_folder(folder.parent)
 
 
 def fsync(handle: int) -> None:

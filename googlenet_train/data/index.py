@@ -6,6 +6,7 @@ The classes are the sorted names of the folders.
 """
 
 import difflib
+import errno
 import hashlib
 import json
 import sys
@@ -25,6 +26,9 @@ from googlenet_train.data.names import Names, is_hidden, is_photo, pack_names, p
 from googlenet_train.data.shards import SHARD_ENDINGS, scan_shards
 from googlenet_train.data.sidecar import SIDECAR, UNFINISHED, read_sidecar
 from googlenet_train.errors import ExitCode, UserError
+
+# Any photo would fail: the process may open no more files, or has no more memory.
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _SPLITS = {"train", "val", "valid", "validation", "test"}
@@ -70,11 +74,21 @@ class Index:
         try:
             return self.files.read(i)
         except OSError as error:
-            raise UserError(
-                f"cannot read '{self.name(i)}': {error.strerror}; the data set changed after it "
-                "was indexed, or its disk has a fault",
-                ExitCode.DATA,
-            ) from None
+            raise self.failure(i, error) from None
+
+    def failure(self, i: int, error: OSError) -> UserError:
+        """What a person is told where the i-th photo could not be read."""
+        what = f"cannot read '{self.name(i)}': {error.strerror}"
+        if error.errno in OF_THE_MACHINE:
+            return UserError(
+                f"{what}; the photo is not to blame. A higher `ulimit -n`, more memory or fewer "
+                "data.workers help",
+                ExitCode.STORAGE,
+            )
+        return UserError(
+            f"{what}; the data set changed after it was indexed, or its disk has a fault",
+            ExitCode.DATA,
+        )
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Photos per class, of shape (num_classes,)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from googlenet_train.data import mixing, order
 from googlenet_train.data.decode import UndecodableImage
-from googlenet_train.data.index import Index
+from googlenet_train.data.index import OF_THE_MACHINE, Index
 from googlenet_train.data.views import Augmentation, evaluation_views, training_image
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.randomness import Draws
@@ -82,6 +82,8 @@ def _read_or_lose(
     try:
         data = index.files.read(i)
     except OSError as error:
+        if error.errno in OF_THE_MACHINE:
+            raise index.failure(i, error) from None
         return Lost(i, error.strerror or str(error))
     try:
         return make(data)

@@ -21,9 +21,21 @@ from googlenet_train.errors import ExitCode, UserError
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-# Descriptors that stay open. ImageNet may come in more shards than a process may hold open (often
-# 1,024); those beyond are opened for each read.
-_MAX_OPEN = 256
+
+
+def _max_open() -> int:
+    """How many descriptors may stay open, and as many maps. ImageNet may come in more shards than a
+    process may hold open (often 1,024); those beyond are opened for each read.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 256 if soft == resource.RLIM_INFINITY else min(256, soft // 4)
+
+
+_MAX_OPEN = _max_open()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,3 @@
+"""What can go wrong with a run, done to it for real: one file a subject, docs/reliability.md lists
+all.
+"""
