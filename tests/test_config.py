@@ -238,7 +238,7 @@ SINGLE = {
     "line break in a key": (
         TRAIN + '"a\\nb": 1\n',
         'mine.yaml:2 "a\\nb": unknown key; the sections are run, data, augment, model, loss,'
-        " optimizer, schedule, ema, evaluate, checkpoint, device, log.",
+        " optimizer, schedule, ema, evaluate, checkpoint, device, distributed, log.",
     ),
     "duplicate key": (
         TRAIN + "optimizer:\n  lr: 0.1\n  momentum: 0.9\n  lr: 0.1\n",
