@@ -119,7 +119,7 @@ def train_step(
     numeric.settle(guard, statistics, bad, share=mine / count)
     window.copy_(torch.where(bad, window, sums))
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     optim.masked_step(optimizer, bad)
     optimizer.zero_grad(set_to_none=True)
 
