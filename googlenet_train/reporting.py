@@ -119,8 +119,9 @@ class Reporter:
 
     def close(self) -> None:
         self.close_bar()
-        self._metrics.close()
-        self._board.close()
+        with self._storage():
+            self._metrics.close()
+            self._board.close()
 
 
 def say(line: str = "") -> None:
