@@ -125,7 +125,9 @@ class Reporter:
 
     def close(self) -> None:
         self.close_bar()
-        if self._folder is not None:
+        if self._folder is None:
+            return
+        with self._storage():
             self._metrics.close()
             self._board.close()
 

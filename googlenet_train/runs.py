@@ -45,7 +45,6 @@ class Progress(NamedTuple):
 
     step: int
     info: dict[str, Any]  # as it states it
-    path: Path
 
     @property
     def total_steps(self) -> int:
@@ -76,9 +75,9 @@ def progress(folder: Path, *, verified: bool = False) -> Progress | None:
     paths = checkpoint.checkpoints(folder / CHECKPOINTS)
     for path in reversed(paths):
         if info := _verified(path) if verified else checkpoint.header(path):
-            return Progress(checkpoint.step_of(path), info, path)
+            return Progress(checkpoint.step_of(path), info)
     # Damaged ones alone still are somebody's run; resuming names what is wrong with them.
-    return Progress(checkpoint.step_of(paths[-1]), {}, paths[-1]) if paths else None
+    return Progress(checkpoint.step_of(paths[-1]), {}) if paths else None
 
 
 def _verified(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
-        fsync_folder(folder.parent)
+        with suppress(PermissionError):  # a folder that may be written to, but not read
+            fsync_folder(folder.parent)
 
 
 def fsync(handle: int) -> None:

@@ -227,7 +227,7 @@ def main() -> None:
             SABOTAGE[name]()
         began = time.monotonic()
         try:
-            calls = killer.pairs(100) if what == "pairs" else getattr(killer, what)()
+            calls = killer.pairs(50) if what == "pairs" else getattr(killer, what)()
         except PermissionError as error:
             print(json.dumps({"refused": str(error)}))
             return

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -12,27 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faults.conftest import SCRIPTS, Start, newest, posix
+from faults.conftest import Start, newest, posix
 
 Record = Callable[[str, object], None]
 pytestmark = posix
 
 
-def fuzz(*words: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import fuzz_decoder, os, time\n"
-    code += f"{before}\nsys.exit(fuzz_decoder.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "--json", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def fuzz(start: Start, files: int, before: str = "") -> dict:
+    """What the fuzzer found in so many files, after the statements `before`."""
+    call = f'fuzz_decoder.main(["--files", "{files}", "--seed", "1", "--json"])'
+    child = start(None, before=f"import fuzz_decoder, os, time\n{before}\n{call}")
+    assert child.wait() == 0
+    answer: dict = json.loads(child.stderr.splitlines()[-1])
+    return answer
 
 
 def test_a_sample_of_damaged_files(start: Start, record_property: Record) -> None:
-    before = """
-import fuzz_decoder
-fuzz_decoder.main(["--files", "500", "--seed", "1", "--json"])
-"""
-    child = start(None, before=before)
-    assert child.wait() == 0
-    result = json.loads(child.stderr.splitlines()[-1])
+    result = fuzz(start, 500)
     assert result["wrong"] == []
     assert result["decoded"] + result["reported"] == 500
     assert min(result["decoded"], result["reported"]) > 50
@@ -48,7 +43,7 @@ fuzz_decoder.main(["--files", "500", "--seed", "1", "--json"])
         ("raise KeyError('x')", "wrong: KeyError"),
     ],
 )
-def test_the_fuzzer_notices(fault: str, sign: str) -> None:
+def test_the_fuzzer_notices(start: Start, fault: str, sign: str) -> None:
     before = f"""
 fuzz_decoder.SECONDS_A_FILE = 1
 look = fuzz_decoder.look
@@ -58,9 +53,7 @@ def bad(index, i, seed):
     return look(index, i, seed)
 fuzz_decoder.look = bad
 """
-    done = fuzz("--files", "20", before=before)
-    assert done.returncode == 1
-    (wrong,) = json.loads(done.stdout)["wrong"]
+    (wrong,) = fuzz(start, 20, before)["wrong"]
     assert "000003." in wrong
     assert sign in wrong
 

@@ -55,7 +55,7 @@ def test_it_is_noticed_when_a_save_is_careless(sabotage: str, sign: str) -> None
 def test_killed_twice_in_a_row_within_one_save(record_property: Record) -> None:
     answer = killer("pairs")
     assert answer["failures"] == []
-    assert answer["kills"] > 150
+    assert answer["kills"] > 60
     record_property("kills", answer["kills"])
 
 
@@ -99,16 +99,19 @@ def soak(tmp_path: Path, *words: str, before: str = "") -> subprocess.CompletedP
 
 @pytest.mark.slow
 def test_a_sample_of_the_soak(tmp_path: Path) -> None:
-    """Kills at random instants; a soak that was stopped goes on where it was."""
-    done = soak(tmp_path, "--kills", "12", "--real", "0", "--calls", "3")
+    """Kills at random instants; a soak that was stopped goes on where it was.
+
+    Kills of the real command at full width are in test_resume.py, and in the whole soak.
+    """
+    done = soak(tmp_path, "--kills", "10", "--real", "0", "--calls", "2")
     assert done.returncode == 0, done.stderr
     first = (tmp_path / "soak.jsonl").read_text()
     (tmp_path / "soak.jsonl").write_text(first + '{"kind": "narr')  # torn by a kill
-    done = soak(tmp_path, "--kills", "14", "--real", "1", "--calls", "4")
+    done = soak(tmp_path, "--kills", "12", "--real", "0", "--calls", "4")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "soak.jsonl").read_text().startswith(first)
     result = json.loads(done.stdout.splitlines()[-1])
-    for kind, kills in (("narrow", 14), ("real", 1), ("calls", 4)):
+    for kind, kills in (("narrow", 12), ("calls", 4)):
         assert result[kind]["kills"] >= kills
         assert (result[kind]["lost"], result[kind]["other_bits"]) == (0, 0)
 
