@@ -24,7 +24,7 @@ class Loaded(NamedTuple):
     """What `googlenet_train.load` gives; it unpacks into its three parts."""
 
     model: GoogLeNet  # on the CPU, in evaluation mode: (N, 3, s, s) to logits (N, classes)
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # what people call them
     preprocess: Callable[[Photo], Tensor]  # to float32 (3, s, s), as evaluation does
 
 
@@ -53,4 +53,4 @@ def load(run: str | PathLike[str], *, checkpoint: str = "last", weights: str = "
         views = views_of(pixels, setting.image_size, fit=setting.fit)
         return to_device(views, device, setting.mean, setting.std)[0]
 
-    return Loaded(trained.model, trained.classes, preprocess)
+    return Loaded(trained.model, trained.names, preprocess)
