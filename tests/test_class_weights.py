@@ -87,6 +87,7 @@ def stepped(cuts: list[int], weights: torch.Tensor | None) -> tuple[torch.Tensor
         window,
         numeric.new_guard(model, window, 0),
         step=0,
+        count=len(TARGETS),
         lr=0.1,
         seed=0,
         device=torch.device("cpu"),
