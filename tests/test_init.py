@@ -267,12 +267,7 @@ def test_only_step_0_reads_the_weights(in_folder, trained_folder, monkeypatch, c
 
     monkeypatch.chdir(trained_folder)
     shutil.move("runs/tiny", "first")
-    settings = [
-        "data.val=null",
-        "data.val_fraction=0",
-        "model.init=first",
-        "model.freeze=all_but_head",
-    ]
+    settings = ["data.val=null", "model.init=first", "model.freeze=all_but_head"]
     told = train(*settings, "schedule.epochs=1")
     assert "init     first (step 6, average 0.9): 364 of 364 tensors\n" in told
     start, _ = checkpoint.newest(trained_folder / "first/checkpoints")
