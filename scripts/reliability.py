@@ -59,10 +59,8 @@ def run_tests(folder: Path) -> list[Path]:
         if (ROOT / file).exists() and not report.exists():
             unfinished = report.with_suffix(".partial")
             command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow"]
-            # The other family knows no properties, which hold what a test counted.
-            options = ["-o", "junit_family=xunit1", f"--junitxml={unfinished}"]
             tests = [test for test in wanted if test.startswith(f"{file}::")]
-            subprocess.run([*command, *options, *tests], cwd=ROOT, check=False)
+            subprocess.run([*command, f"--junitxml={unfinished}", *tests], cwd=ROOT, check=False)
             unfinished.replace(report)
         if report.exists():
             reports.append(report)
