@@ -5,11 +5,11 @@
 `--kills`: of a narrow network (an eighth of the channels), so that a run takes a second: this
 process imports PyTorch once and forks a child for each start, which runs the real command line in
 it. `--real`: of `python -m googlenet_train` itself, a process of its own each, with the network at
-its full width. Every kill is a SIGKILL, at an instant drawn from (seed, number of the run, number
-of the kill); a run is killed up to ten times, each time resumed by the same command, then left to
-end. `--calls`: the narrow network again, killed at the first, second, ... call of one save (all of
-it: log, checkpoint, best.json, pruning), before it or halfway through it (see killing.py); by
-default as many times as there are. What must hold:
+its full width, killed once it has begun to train. Every kill is a SIGKILL, at an instant drawn from
+(seed, number of the run, number of the kill); a run is killed up to ten times, each time resumed by
+the same command, then left to end. `--calls`: the narrow network again, killed at the first,
+second, ... call of one save (all of it: log, checkpoint, best.json, pruning), before it or halfway
+through it (see killing.py); by default as many times as there are. What must hold:
 
 - after each kill the newest checkpoint verifies, and is no older than the one before the kill;
 - no start ends but by our kill or with exit code 0;
@@ -137,20 +137,28 @@ def start_narrow(
 
 
 def start_real(root: Path, folder: str, kill_after: float | None) -> Start:
-    """`python -m googlenet_train` in a process of its own."""
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "googlenet_train", *words(folder)],
-        cwd=root,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """`python -m googlenet_train` in a process of its own.
+
+    Importing PyTorch takes most of a start: the time to the kill begins after it, at the line that
+    says on which device the run trains.
+    """
+    began, log = time.monotonic(), root / "stderr"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "googlenet_train", *words(folder)], cwd=root, stderr=stderr
+        )
+    while process.poll() is None and b"\ndevice " not in log.read_bytes():
+        time.sleep(0.005)
+    trains = time.monotonic()
     try:
-        _, error = process.communicate(timeout=kill_after)
+        process.wait(kill_after)
     except subprocess.TimeoutExpired:
         process.kill()
-        _, error = process.communicate()
-    return Start(process.returncode, time.monotonic() - began, error)
+        process.wait()
+    error = log.read_text(errors="replace")
+    # So that the usual time, too, is that from there on.
+    seconds = time.monotonic() - (trains if kill_after is None else began)
+    return Start(process.returncode, seconds, error)
 
 
 KINDS = {"narrow": start_narrow, "real": start_real}

@@ -85,6 +85,8 @@ def test_a_stop_in_start_up_leaves_the_folder_free(
         cwd=tiny_folder,
         stderr=subprocess.PIPE,
         text=True,
+        # What a shell starts with & ignores SIGINT, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while seconds > 0.5 and "loading" not in process.stderr.readline():
         assert process.poll() is None
