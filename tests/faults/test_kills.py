@@ -38,12 +38,13 @@ def test_killed_before_within_and_after_every_call_of_a_save(record_property: Re
     record_property("kills", answer["kills"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sabotage", "sign"),
     [
         ("no_temporary_file", "empty file"),
-        pytest.param("old_ones_first", "unlink", marks=pytest.mark.slow),
-        pytest.param("leftovers_stay", "partial", marks=pytest.mark.slow),
+        ("old_ones_first", "unlink"),
+        ("leftovers_stay", "partial"),
     ],
 )
 def test_it_is_noticed_when_a_save_is_careless(sabotage: str, sign: str) -> None:

@@ -145,7 +145,7 @@ needs_proc = pytest.mark.skipif(
         (r"checkpoints$", 6),  # the file is there and whole, but perhaps not for long
         (r"metrics\.jsonl$", 0),
         slow(r"tfevents", 0),
-        (r"best\.json\.partial$", 3),
+        slow(r"best\.json\.partial$", 3),
     ],
 )
 def test_a_disk_that_fails_at_fsync_ends_the_run(
