@@ -79,7 +79,7 @@ def logged(folder: Path, run: str) -> list[dict[str, float]]:
 TIMES = {"train/images_per_second", "train/data_wait"}
 
 
-@pytest.mark.parametrize("many", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("many", [2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_the_same_images_meet_the_same_steps_on_any_number_of_ranks(tiny_folder: Path, many: int):
     seen = {}
     for ranks, accumulate in ((1, 2), (many, 1)):
@@ -278,7 +278,7 @@ def test_sync_batchnorm_is_refused_off_the_gpu(tiny_folder: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_killed_and_resumed_the_ranks_end_with_the_same_bits(tiny_folder: Path, ranks: int):
     """The log too. On three ranks the last bit of a sum depends on DDP's layout of gradients."""
     settings = ("optimizer.batch_size=6", "checkpoint.every_steps=2", "log.every_steps=4")
