@@ -163,7 +163,7 @@ def open_session(launch: Launch) -> Session:
         _restore(session, state)
         saved = checkpoint.checkpoints(session.checkpoints)
         session.passed_over = [path for path in saved if checkpoint.step_of(path) > state.step]
-    distributed.broadcast(_tensors(session))
+    distributed.broadcast(list(checkpoint.named_tensors(_live(session)).values()))
     session.network = parallel.spread(
         model, guard, choice.device, config.data.image_size, config.optimizer.accumulate
     )
@@ -206,16 +206,21 @@ def _newest(folder: Path) -> checkpoint.TrainState | None:
     return checkpoint.TrainState(found[0], model={}, info=found[1])
 
 
-def _tensors(session: Session) -> list[Tensor]:
-    """All that a step reads and changes: every rank must hold the same."""
-    momentum = [
-        slot["momentum_buffer"]
-        for p in session.model.parameters()
-        if "momentum_buffer" in (slot := session.optimizer.state.get(p, {}))
-    ]
-    averages = [tensor for average in session.averages.values() for tensor in average.values()]
-    counts = session.guard.counts
-    return [*session.live.values(), *momentum, *averages, session.window, counts]
+def _live(session: Session) -> checkpoint.TrainState:
+    """All that a step reads and changes, as it is on the device: what is saved, and what every rank
+    must hold alike."""
+    names = {id(p): name for name, p in session.model.named_parameters()}
+    return checkpoint.TrainState(
+        step=session.step,
+        model=session.live,
+        momentum={
+            names[id(p)]: slot["momentum_buffer"]
+            for p, slot in session.optimizer.state.items()
+            if "momentum_buffer" in slot
+        },
+        ema={str(decay): average for decay, average in session.averages.items()},
+        window={"sums": session.window, "guard": session.guard.counts},
+    )
 
 
 def _resolved(config: Config, device: torch.device) -> Config:
@@ -262,17 +267,13 @@ def _class_weights(launch: Launch) -> Tensor | None:
 
 def capture(session: Session) -> checkpoint.TrainState:
     """The whole run as tensors and JSON, copied to the host: training may go on at once."""
-    names = {id(p): name for name, p in session.model.named_parameters()}
+    live = _live(session)
     return checkpoint.TrainState(
-        step=session.step,
-        model=copied(session.live),
-        momentum={
-            names[id(p)]: _copy(slot["momentum_buffer"])
-            for p, slot in session.optimizer.state.items()
-            if "momentum_buffer" in slot
-        },
-        ema={str(decay): copied(average) for decay, average in session.averages.items()},
-        window=copied({"sums": session.window, "guard": session.guard.counts}),
+        step=live.step,
+        model=copied(live.model),
+        momentum=copied(live.momentum),
+        ema={decay: copied(average) for decay, average in live.ema.items()},
+        window=copied(live.window),
         info={
             "version": __version__,
             "config": session.config.model_dump(mode="json"),

@@ -6,7 +6,6 @@ trusted while its file has the same size and time.
 
 import hashlib
 import io
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from googlenet_train import distributed
 from googlenet_train.data import index_cache
 from googlenet_train.data.index import Index
 from googlenet_train.data.names import names_in, pack_names
@@ -105,7 +105,7 @@ def _read(index: Index, places: Sequence[int], found: Digests, size: int) -> Non
             flush=True,
         )
     blocks = [places[start : start + _BLOCK] for start in range(0, len(places), _BLOCK)]
-    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="digest")
+    pool = ThreadPoolExecutor(min(16, distributed.cores()), thread_name_prefix="digest")
     quiet = True if size < MIN_BYTES else None  # None: where there is no terminal
     try:
         with tqdm(total=len(places), unit="img", desc="reading", leave=False, disable=quiet) as bar:

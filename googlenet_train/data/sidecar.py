@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from googlenet_train import distributed
 from googlenet_train.data.names import names_in, printable
 from googlenet_train.data.shards import ShardFiles
 from googlenet_train.errors import ExitCode, UserError
@@ -117,7 +118,7 @@ def check_shards(folder: Path, shards: Sequence[Shard]) -> None:
         file=sys.stderr,
         flush=True,
     )
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, distributed.cores())) as pool:
         found = pool.map(lambda shard: sha256(folder / shard.name), other_time)
         for shard, digest in zip(other_time, found, strict=True):
             path = folder / shard.name
