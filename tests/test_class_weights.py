@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from steps import one_step
 from torch import nn
 
 from googlenet_train import cli, config_file, ema, numeric, optim
@@ -17,7 +18,6 @@ from googlenet_train.launch import prepare
 from googlenet_train.loss import googlenet_loss, total_weight
 from googlenet_train.model.googlenet import GoogLeNetOutputs
 from googlenet_train.session import WINDOW
-from googlenet_train.train import train_step
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
 TARGETS = torch.tensor([0, 2, 1, 4, 2, 0])
@@ -73,32 +73,17 @@ def stepped(cuts: list[int], weights: torch.Tensor | None) -> tuple[torch.Tensor
     own = nn.CrossEntropyLoss(weight=weights)(model(normal), TARGETS).item()
     window = torch.zeros(len(WINDOW))
     live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    train_step(
+    parts = zip(pixels.to(torch.uint8).split(cuts), TARGETS.split(cuts), strict=True)
+    one_step(
         model,
         optim.build_sgd(model, lr=0.1, momentum=0.0, weight_decay=0.0, fused=False),
-        {0.9: ema.start(live)},
-        live,
-        [
-            Batch(images, labels)
-            for images, labels in zip(
-                pixels.to(torch.uint8).split(cuts), TARGETS.split(cuts), strict=True
-            )
-        ],
+        [Batch(images, labels) for images, labels in parts],
         window,
         numeric.new_guard(model, window, 0),
-        step=0,
-        count=len(TARGETS),
+        {0.9: ema.start(live)},
+        live,
         lr=0.1,
-        seed=0,
-        device=torch.device("cpu"),
-        precision="fp32",
-        mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        channels_last=True,
-        aux_weight=0.3,
-        label_smoothing=0.0,
-        clip_norm=None,
-        ema_every=1,
         class_weights=weights,
     )
     return model.fc.weight.detach(), dict(zip(WINDOW, window.tolist(), strict=True)), own

@@ -6,6 +6,7 @@ import torch
 from conftest import draw_photos
 from safetensors.torch import load
 from scipy import stats
+from steps import one_step
 from torch import nn
 
 from googlenet_train import numeric, optim
@@ -23,7 +24,6 @@ from googlenet_train.loss import googlenet_loss
 from googlenet_train.model.googlenet import GoogLeNetOutputs
 from googlenet_train.randomness import Draws
 from googlenet_train.session import WINDOW
-from googlenet_train.train import train_step
 
 SIZE = 32
 PLAIN = Augmentation("random_resized", (0.08, 1.0), (3 / 4, 4 / 3), "bilinear", 0.5)
@@ -248,27 +248,12 @@ def test_a_step_counts_against_the_larger_share_and_learns_from_both():
     )
     window = torch.zeros(len(WINDOW))
     before = model[2].bias.detach().clone()
-    train_step(
+    one_step(
         model,
         optim.build_sgd(model, lr=1.0, momentum=0.0, weight_decay=0.0, fused=False),
-        {},
-        {},
         [mixed],
         window,
         numeric.new_guard(model, window, 0),
-        step=0,
-        count=4,
-        lr=1.0,
-        seed=0,
-        device=torch.device("cpu"),
-        precision="fp32",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        aux_weight=0.3,
-        label_smoothing=0.0,
-        clip_norm=None,
-        ema_every=1,
-        channels_last=True,
     )
     assert window[:2].tolist() == [4, 2]
     targets = torch.tensor([[0.6, 0.4, 0], [0.2, 0.8, 0], [1, 0, 0], [0, 0, 1]])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import copy_run
 from safetensors.torch import load_file
+from steps import one_step
 
 import googlenet_train.train as training
 from googlenet_train import checkpoint, cli, ema, numeric, optim
@@ -49,27 +50,18 @@ class Bench:
         generator = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
         batch = Batch(images, torch.tensor([0, 1, 2, 0]))
-        training.train_step(
+        one_step(
             self.model,
             self.optimizer,
-            self.averages,
-            self.live,
             [batch, batch],
             self.window,
             self.guard,
+            self.averages,
+            self.live,
             step=number,
-            count=8,
             lr=0.01,
-            seed=0,
-            device=torch.device("cpu"),
-            precision="fp32",
-            mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
-            channels_last=True,
-            aux_weight=0.3,
-            label_smoothing=0.0,
             clip_norm=1.0,
-            ema_every=1,
         )
 
     def state(self) -> dict[str, torch.Tensor]:

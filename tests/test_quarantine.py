@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import copy_run
 from safetensors.torch import load_file
+from steps import one_step
 from torch import nn
 
-import googlenet_train.train as training
 from googlenet_train import cli, numeric, optim
 from googlenet_train.data import mixing, order
 from googlenet_train.data.index import Index, open_source
@@ -136,27 +136,12 @@ def test_the_loss_is_the_mean_over_the_images_there_are():
         nn.init.constant_(model[2].weight, 0.1)
         nn.init.zeros_(model[2].bias)
         window = torch.zeros(len(WINDOW))
-        training.train_step(
+        one_step(
             model,
             optim.build_sgd(model, lr=1.0, momentum=0.0, weight_decay=0.0, fused=False),
-            {},
-            {},
             [Batch(images[part], labels[part]) for part in parts],
             window,
             numeric.new_guard(model, window, 0),
-            step=0,
-            count=sum(len(labels[part]) for part in parts),
-            lr=1.0,
-            seed=0,
-            device=torch.device("cpu"),
-            precision="fp32",
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            aux_weight=0.3,
-            label_smoothing=0.0,
-            clip_norm=None,
-            ema_every=1,
-            channels_last=True,
         )
         return model[2].bias.detach(), window
 

@@ -103,7 +103,7 @@ import json, torch
 from torch import nn
 from googlenet_train import distributed, numeric, optim, parallel
 from googlenet_train.data.loader import Batch
-from googlenet_train.train import train_step
+from steps import one_step
 
 def three_steps(lost, accumulate):
     torch.manual_seed(0)
@@ -125,10 +125,8 @@ def three_steps(lost, accumulate):
             keep = [row for row in range(first, first + size) if row not in lost]
             batches.append(Batch(images[keep], labels[keep]))
         count = sum(distributed.gather(sum(len(b.labels) for b in batches)))
-        train_step(network, optimizer, {}, {}, batches, window, guard, step=step, count=count,
-                   lr=0.5, seed=0, device=torch.device("cpu"), precision="fp32",
-                   mean=(0.5,) * 3, std=(0.5,) * 3, channels_last=True, aux_weight=0.3,
-                   label_smoothing=0.1, clip_norm=None, ema_every=1)
+        one_step(network, optimizer, batches, window, guard, step=step, count=count, lr=0.5,
+                 label_smoothing=0.1)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     return weights.tolist(), window[:3].tolist()
 
@@ -230,32 +228,20 @@ stepped, training.train_step = training.train_step, signalled
 """
 
 
-def test_one_rank_that_is_killed_is_named_by_the_others(tiny_folder: Path):
-    """They end with exit code 7 at once, not after distributed.timeout."""
+@pytest.mark.parametrize(
+    ("how", "timeout"), [("SIGKILL", 90), pytest.param("SIGSTOP", 10, marks=pytest.mark.slow)]
+)
+def test_one_rank_that_is_killed_or_hangs_is_named_by_the_others(
+    tiny_folder: Path, how: str, timeout: int
+):
+    """Where it is killed they end with exit code 7 at once, not after distributed.timeout."""
     begin = time.monotonic()
-    done = train(
-        3,
-        tiny_folder,
-        "optimizer.batch_size=6",
-        "distributed.timeout=90",
-        before=at_step(2, "SIGKILL"),
-    )
+    settings = ("optimizer.batch_size=6", f"distributed.timeout={timeout}")
+    done = train(3, tiny_folder, *settings, before=at_step(2, how))
     assert done.codes == [ExitCode.DISTRIBUTED, -signal.SIGKILL, ExitCode.DISTRIBUTED], done.stderr
     assert done.stderr.count("rank 1 of 3 does not answer") == 2
-    assert time.monotonic() - begin < 90
-
-
-@pytest.mark.slow
-def test_one_rank_that_hangs_is_named_by_the_others(tiny_folder: Path):
-    done = train(
-        3,
-        tiny_folder,
-        "optimizer.batch_size=6",
-        "distributed.timeout=10",
-        before=at_step(2, "SIGSTOP"),
-    )
-    assert done.codes == [ExitCode.DISTRIBUTED, -signal.SIGKILL, ExitCode.DISTRIBUTED], done.stderr
-    assert done.stderr.count("rank 1 of 3 does not answer") == 2
+    if how == "SIGKILL":
+        assert time.monotonic() - begin < timeout
 
 
 def test_one_rank_that_gets_a_signal_stops_all_with_a_checkpoint(tiny_folder: Path):
