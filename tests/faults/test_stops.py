@@ -1,6 +1,7 @@
 """Signals at every part of a run's life; a run whose reader has gone."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,7 +110,8 @@ def test_a_stop_in_start_up_leaves_the_folder_free(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in (-number, 128 + number)
-    assert "Error" not in stderr
+    # Python itself, still importing, may say KeyboardInterrupt; nobody says that something failed.
+    assert not re.search(r"^\w*(Error|Exception)\b", stderr, re.MULTILINE), stderr
     assert not list(tiny_folder.glob("runs/tiny/checkpoints/*"))
     # What the next start is told: no run is there.
     command = ["--config", "tiny.yaml", "data.train=none"]
