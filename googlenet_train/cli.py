@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from googlenet_train import __version__, bare_folder, distributed
+from googlenet_train import __version__, allocator, bare_folder, distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.errors import ExitCode, UserError
 
@@ -69,6 +69,8 @@ def _run(words: list[str]) -> int:
     rest = words[1:] if words[0] in VERBS else words
     if verb == "train" and words[0] != "train" and not words[0].startswith("-"):
         _refuse_unknown_verb(words[0])
+    if verb in ("train", "evaluate", "check") and not {"-h", "--help"} & set(rest):
+        allocator.keep_freed_memory()
     if verb == "train":
         return _train(rest)
     if verb == "evaluate":

@@ -10,8 +10,9 @@ import torchvision
 from torch import Tensor, nn
 
 from googlenet_train.loss import googlenet_loss
-from googlenet_train.model import googlenet
-from googlenet_train.model.googlenet import GoogLeNet, GoogLeNetOutputs, average_to_4x4
+from googlenet_train.model import googlenet, pooling
+from googlenet_train.model.googlenet import GoogLeNet, GoogLeNetOutputs
+from googlenet_train.model.pooling import SurroundingMax, average_to_4x4
 
 # Table 1 of the paper. Of each inception the channels of #1x1, #3x3 reduce, #3x3, #5x5 reduce,
 # #5x5, pool proj. (Its last two columns do not follow from these.)
@@ -211,6 +212,61 @@ def test_inceptions_equal_table_1(name):
     assert [conv.kernel_size[0] for conv in convolutions] == [1, 1, 3, 1, 5, 1]
 
 
+# --- rewrites for speed --------------------------------------------------------------------------
+
+
+def plain_form(model: GoogLeNet) -> GoogLeNet:
+    """The same network block by block, as the paper draws it."""
+
+    def block(self, x, relu=True):  # ReLU twice is ReLU
+        return nn.functional.relu(self.bn(self.conv(x)))
+
+    def inception(self, x):
+        branches = (self.branch1, self.branch2, self.branch3, self.branch4)
+        return torch.cat([branch(x) for branch in branches], 1)
+
+    for module in model.modules():
+        if isinstance(module, googlenet.BasicConv2d):
+            module.forward = block.__get__(module)
+        if isinstance(module, googlenet.Inception):
+            module.forward = inception.__get__(module)
+    return model
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [64, 75])
+def test_a_step_equals_the_plain_forms(size, memory_format):
+    """Loss, all gradients and all statistics of one training pass."""
+    torch.manual_seed(0)
+    ours = GoogLeNet(10, dropout=0, aux_dropout=0).to(torch.float64)
+    ours = ours.to(memory_format=memory_format)
+    plain = plain_form(copy.deepcopy(ours))
+    images = torch.randn(4, 3, size, size, dtype=torch.float64).to(memory_format=memory_format)
+    for model in (ours, plain):
+        sum(head.square().sum() for head in model(images)).backward()
+    for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9, msg=name)
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, plain.state_dict()[name], msg=name)
+
+
+def test_surrounding_max_in_bfloat16_equals_the_librarys():
+    """The largest pixels exactly; of the gradient each sum is rounded once, to eight bits."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 9, 11).relu().bfloat16().to(memory_format=torch.channels_last)
+    ours, exact = x.clone().requires_grad_(), x.float().requires_grad_()
+    pooled = SurroundingMax()(ours)
+    expected = nn.functional.max_pool2d(exact, 3, 1, 1)
+    assert torch.equal(pooled.float(), expected)
+    gradient = torch.randn_like(pooled)
+    pooled.backward(gradient)
+    expected.backward(gradient.float())
+    assert ours.grad.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours.grad, exact.grad.bfloat16())
+    with torch.no_grad():
+        assert torch.equal(SurroundingMax()(x), nn.functional.max_pool2d(x, 3, 1, 1))
+
+
 # --- the heads' average pool ---------------------------------------------------------------------
 
 
@@ -237,8 +293,8 @@ def test_average_to_4x4_keeps_channels_last():
 
 
 def test_average_to_4x4_first_used_in_evaluation_serves_training():
-    googlenet._averaging_matrix.cache_clear()
-    googlenet._averaging_matrix_2d.cache_clear()
+    pooling._averaging_matrix.cache_clear()
+    pooling._averaging_matrix_2d.cache_clear()
     with torch.inference_mode():
         average_to_4x4(torch.randn(1, 2, 9, 9))
     x = torch.randn(1, 2, 9, 9, requires_grad=True)

@@ -60,6 +60,7 @@ FLOORS = {
     "pure parts": [
         "loss",
         "model.googlenet",
+        "model.pooling",
         "model",
         "optim",
         "numeric",
@@ -90,6 +91,7 @@ FLOORS = {
         "data",
     ],
     "ground": [
+        "allocator",
         "config_file",
         "config_mistakes",
         "config_text",
