@@ -1,0 +1,170 @@
+"""Contenders in processes of their own that take turns: what the benchmarks of speed share.
+
+A machine is busier at one moment than at another, so each round asks every contender for one turn,
+the first of them a different one each time; figures are medians over the rounds. In processes of
+their own none inherits the memory, the caches or the compiler of another. Between turns they wait
+for a line on stdin, and take no time.
+
+    contenders.serve(start)                     # in the contender's process
+    contenders.race({"ours": [sys.executable, __file__, "--contender", "ours"]}, rounds=7)
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Answer = dict[str, float]
+Round = Callable[[], Answer]  # one timed turn
+
+MATRIX = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # rows and columns; larger ones are no faster
+
+
+class Results(NamedTuple):
+    """What one contender answered."""
+
+    start: float  # seconds from its first line to its first turn's end: loading, compiling
+    rounds: list[Answer]
+
+    def median(self, key: str) -> float:
+        return statistics.median(answer[key] for answer in self.rounds)
+
+    def spread(self, key: str) -> float:
+        """The distance from the lowest to the highest, as a share of the median."""
+        values = [answer[key] for answer in self.rounds]
+        return (max(values) - min(values)) / statistics.median(values)
+
+
+def serve(start: Callable[[], Round]) -> None:
+    """Be a contender: make ready, then take a turn for each line of stdin, until it ends.
+
+    Whatever libraries print goes to stderr, so that stdout has our answers alone.
+    """
+    answers = sys.stdout
+    with redirect_stdout(sys.stderr):
+        begun = time.perf_counter()
+        take_turn = start()
+        take_turn()  # warms up, and does not count
+        _send(answers, {"start": time.perf_counter() - begun})
+        for _ in sys.stdin:
+            _send(answers, take_turn())
+
+
+def race(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Results]:
+    """Start the processes one after the other, then `rounds` times let each take its turn.
+
+    Raises RuntimeError, naming the contender, where one ends early.
+    """
+    with ExitStack() as stack:
+        running, results = {}, {}
+        for name, command in commands.items():
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(_end, child)
+            running[name] = child
+            results[name] = Results(_receive(name, child)["start"], [])
+        names = list(commands)
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                _send(running[name].stdin, {})
+                results[name].rounds.append(_receive(name, running[name]))
+    return results
+
+
+def _send(stream: IO[str] | None, answer: Answer) -> None:
+    assert stream is not None
+    print(json.dumps(answer), file=stream, flush=True)
+
+
+def _receive(name: str, child: "subprocess.Popen[str]") -> Answer:
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{name} ended with exit code {child.wait()}; see above")
+    answer: Answer = json.loads(line)
+    return answer
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    """Its stdin ends, and so does it; killed if it is in the middle of something."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.close()
+    child.stdout.close()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> Round:
+    """A contender that multiplies square matrices: {"flops": floating-point operations a second}.
+
+    What the device can do at best: other work is measured against its median.
+    """
+    size = MATRIX[device.type]
+    one = torch.randn(size, size, device=device).to(dtype)
+    other = torch.randn(size, size, device=device).to(dtype)
+
+    def take_turn() -> Answer:
+        seconds, times = seconds_of(lambda: one @ other, device, at_least=0.5)
+        return {"flops": 2 * size**3 * times / seconds}
+
+    return take_turn
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device, at_least: float) -> tuple[float, int]:
+    """(seconds, how often): `work` repeated for `at_least` so many seconds.
+
+    A GPU is waited for once a doubling, not after each.
+    """
+    _wait(device)
+    times, block, begun = 0, 1, time.perf_counter()
+    while True:
+        for _ in range(block):
+            work()
+        _wait(device)
+        times += block
+        seconds = time.perf_counter() - begun
+        if seconds >= at_least:
+            return seconds, times
+        block = max(1, min(times, round(times * (at_least / seconds - 1))))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def flops_of(work: Callable[[], Any]) -> int:
+    """Floating-point operations of the convolutions and matrix products in `work`.
+
+    A multiply-add is two. On tensors of device "meta" nothing is computed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most bytes this process ever held: on the GPU its tensors, else the process itself."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the process that started this one
+        lines = status.read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: bytes
