@@ -27,7 +27,7 @@ print(asked, round(resident() - before))
 
 
 def kept(**environment: str) -> tuple[str, int]:
-    known = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
+    known = ("LD_PRELOAD", "GLIBC_TUNABLES")
     clean = {k: v for k, v in os.environ.items() if k not in known and "MALLOC_" not in k}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

@@ -1,0 +1,191 @@
+"""Time a training step of GoogLeNet: ours against torchvision's network.
+
+    python scripts/benchmark_step.py [--size 224 --batch 32] [--rounds 7] [--json]
+
+Each contender is a process of its own; they take turns, and the figures are medians.
+
+- `torchvision_fp32`: torchvision's network as one writes it down: float32, the heads' losses added
+  by hand, SGD with momentum
+- `torchvision_best`: the same in its best plain settings: bfloat16 autocast where the device is
+  good at it, channels_last, fused SGD
+- `ours`: `train_step` as a run takes it, with the normalisation of the pixels, the guard against
+  NaN, the sums for the log and the average of the weights, which the others do without
+
+All train in the same number of threads, on random images that are in memory already. `peak_share`
+is the part of the device's speed in plain matrix products, timed in the same rounds and in ours'
+precision, that the convolutions and linear layers of `ours` need.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import contenders
+
+NAMES = ("torchvision_fp32", "torchvision_best", "ours")
+CLASSES = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=224, help="pixels")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="a turn takes at least so long")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.contender:
+        contenders.serve(lambda: contender(given.contender, given.size, given.batch, given.seconds))
+        return
+    command = [sys.executable, __file__, *sys.argv[1:], "--contender"]
+    results = contenders.race({n: [*command, n] for n in (*NAMES, "peak")}, given.rounds)
+    report(results, given.batch, given.json)
+
+
+def report(results: dict[str, contenders.Results], batch: int, as_json: bool) -> None:
+    plain = results["torchvision_fp32"].median("speed")
+    peak = results["peak"].median("flops")
+    print(
+        f"{'':<18}{'images/s':>10}{'ratio':>8}{'spread':>8}{'GFLOP/s':>10}{'peak':>7}{'memory':>10}"
+    )
+    for name in NAMES:
+        result = results[name]
+        speed, flops = result.median("speed"), result.median("flops")
+        print(
+            f"{name:<18}{speed:>10.2f}{speed / plain:>8.2f}{result.spread('speed'):>8.0%}"
+            f"{flops / 1e9:>10.0f}{flops / peak:>7.0%}{result.median('memory') / 2**30:>7.2f} GB"
+        )
+    print(f"{'matrix product':<18}{peak / 1e9:>36.0f}")
+    if as_json:
+        numbers: dict[str, Any] = {name: results[name].median("speed") for name in NAMES}
+        numbers["peak_share"] = results["ours"].median("flops") / peak
+        numbers["memory"] = {name: results[name].median("memory") for name in NAMES}
+        numbers["batch"], numbers["rounds"] = batch, len(results["ours"].rounds)
+        print(json.dumps(numbers))
+
+
+def contender(name: str, size: int, batch: int, seconds: float) -> contenders.Round:
+    """A turn of `name`: {"speed": images a second, "flops": a second, "memory": bytes}."""
+    if name == "ours":
+        from googlenet_train import allocator
+
+        allocator.keep_freed_memory()  # as the command does
+    import torch
+
+    from googlenet_train import device as devices
+
+    device = devices.choose("auto").device
+    precision = devices.good_precision(device)
+    torch.manual_seed(0)
+    if name == "peak":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return contenders.matrix_product(device, dtype)
+    if name == "ours":
+        devices.prepare(device)
+        step = our_step(size, batch, device, precision)
+    else:
+        best = name == "torchvision_best"
+        step = torchvision_step(size, batch, device, precision if best else "fp32", best)
+    flops = contenders.flops_of(step)
+
+    def take_turn() -> contenders.Answer:
+        took, times = contenders.seconds_of(step, device, at_least=seconds)
+        return {
+            "speed": batch * times / took,
+            "flops": flops * times / took,
+            "memory": contenders.peak_memory(device),
+        }
+
+    return take_turn
+
+
+def our_step(size: int, batch: int, device: Any, precision: str) -> Callable[[], None]:
+    """A step of ours, ready to be called again and again."""
+    import torch
+
+    from googlenet_train import ema, numeric, optim
+    from googlenet_train.data.loader import Batch
+    from googlenet_train.model.googlenet import GoogLeNet
+    from googlenet_train.session import WINDOW
+    from googlenet_train.train import train_step
+
+    model = GoogLeNet(CLASSES).to(device).to(memory_format=torch.channels_last)
+    optimizer = optim.build_sgd(
+        model, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=device.type in ("cpu", "cuda")
+    )
+    live = model.state_dict()
+    averages = {0.9999: ema.start(live)}
+    window = torch.zeros(len(WINDOW), device=device)
+    guard = numeric.new_guard(model, window, limit=0)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    images = Batch(pixels, torch.randint(0, CLASSES, (batch,)))
+    taken = 0
+
+    def step() -> None:
+        nonlocal taken
+        train_step(
+            model,
+            optimizer,
+            averages,
+            live,
+            [images],
+            window,
+            guard,
+            step=taken,
+            count=batch,
+            lr=0.01,
+            seed=0,
+            device=device,
+            precision=precision,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            channels_last=True,
+            aux_weight=0.3,
+            label_smoothing=0.0,
+            clip_norm=None,
+            ema_every=1,
+        )
+        taken += 1
+
+    return step
+
+
+def torchvision_step(
+    size: int, batch: int, device: Any, precision: str, best: bool
+) -> Callable[[], None]:
+    """A step of torchvision's network as its users write it; `best` in its best plain settings."""
+    import torch
+    import torchvision
+    from torch.nn import functional as F
+
+    from googlenet_train import device as devices
+
+    layout = torch.channels_last if best else torch.contiguous_format
+    model = torchvision.models.googlenet(num_classes=CLASSES, aux_logits=True, init_weights=False)
+    model = model.to(device).to(memory_format=layout)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=best or None
+    )
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
+    labels = torch.randint(0, CLASSES, (batch,), device=device)
+
+    def step() -> None:
+        with devices.autocast(device, precision):
+            out = model(images)
+            heads = F.cross_entropy(out.aux_logits1, labels) + F.cross_entropy(
+                out.aux_logits2, labels
+            )
+            loss = F.cross_entropy(out.logits, labels) + 0.3 * heads
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
