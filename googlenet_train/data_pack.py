@@ -8,8 +8,10 @@ from pathlib import Path
 
 from googlenet_train import distributed
 from googlenet_train.arguments import Parser
+from googlenet_train.data import class_names
 from googlenet_train.data.index import open_source
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.storage import write_durably
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -81,6 +83,9 @@ def main(words: list[str]) -> int:
             "command again: it goes on",
             ExitCode.DATA,
         )
+    names = Path(given.source).expanduser() / class_names.FILE
+    if names.is_file():  # so that the pack's classes are called what the photos' are
+        write_durably(destination / class_names.FILE, names.read_bytes())
     print(
         f"packed   {packed.photos:,} photos, {packed.size / 1e6:,.1f} MB in "
         f"{packed.shards:,} shard{'s' * (packed.shards != 1)}, {time.monotonic() - began:.0f} s"

@@ -566,6 +566,14 @@ def test_a_damaged_state(packed, index):
 # --- the command line -----------------------------------------------------------------------------
 
 
+def test_the_names_of_the_classes_come_with_them(tmp_path, folder):
+    (folder / "classes.txt").write_text("the names\n")
+    assert command(folder, tmp_path / "p") == ExitCode.DONE
+    assert (tmp_path / "p/classes.txt").read_text() == "the names\n"
+    index = open_source(str(tmp_path / "p"))
+    assert index.classes == open_source(str(folder)).classes
+
+
 def test_the_command(tmp_path, folder, capsys):
     assert command(folder, tmp_path / "p", "--codec", "raw", "--short-side", "40") == ExitCode.DONE
     out = capsys.readouterr().out
