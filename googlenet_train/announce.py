@@ -8,6 +8,7 @@ from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, evaluation_batch
 from googlenet_train.errors import ExitCode
 from googlenet_train.evaluate import Setting, probabilities, with_weights
+from googlenet_train.launch import Launch
 from googlenet_train.pictures import contact_sheet
 from googlenet_train.reporting import duration, say
 from googlenet_train.session import Session, learning_rate_at
@@ -22,6 +23,7 @@ def introduce(run: Session) -> None:
     if distributed.rank():
         return
     config, launch = run.config, run.launch
+    growing = config.schedule.image_size is not None
     threads, precision = config.device.threads, config.device.precision
     plural = "" if threads == 1 else "s"
     say(f"device   {run.choice.why}; {precision}, {threads} thread{plural}")
@@ -37,7 +39,7 @@ def introduce(run: Session) -> None:
     say(f"val      {val}")
     parameters = sum(p.numel() for p in run.model.parameters())
     heads = "with" if run.model.aux1 is not None else "without"
-    say(f"network  {parameters:,} parameters {heads} heads, {config.data.image_size} px")
+    say(f"network  {parameters:,} parameters {heads} heads, {_sizes(launch)} px")
     say(
         f"steps    {launch.total_steps:,} = {config.schedule.epochs} epochs x "
         f"{launch.steps_per_epoch:,}, batch {config.optimizer.batch_size}"
@@ -45,12 +47,26 @@ def introduce(run: Session) -> None:
     say(f"lr       {config.optimizer.lr:g}, {config.schedule.name}")
     if launch.resume:
         now = learning_rate_at(launch, run.step)
-        say(f"resume   at step {run.step:,}; the learning rate goes on from {now:.2g}")
+        size = f", the images from {launch.image_size(run.step)} px" if growing else ""
+        say(f"resume   at step {run.step:,}; the learning rate goes on from {now:.2g}{size}")
     run.reporter.text("config", (launch.folder / "config.yaml").read_text())
 
 
+def _sizes(launch: Launch) -> str:
+    """In pixels: 224, or 128 growing to 192 at step 750, evaluated at 224."""
+    evaluated, sizes = launch.config.data.image_size, launch.image_sizes()
+    if launch.config.schedule.image_size is None:
+        return f"{evaluated}"
+    (_, first), (step, last) = sizes[0], sizes[-1]
+    grown = f" growing to {last} at step {step:,}" if first < last else ""
+    return f"{first}{grown}, evaluated at {evaluated}"
+
+
 def time_left(run: Session, seconds_per_step: float) -> None:
-    left = (run.launch.total_steps - run.step) * seconds_per_step
+    """`seconds_per_step`: of the steps just done, which may have had smaller images."""
+    launch = run.launch
+    done = launch.pixels(run.step - STEPS_TO_ESTIMATE, run.step) / STEPS_TO_ESTIMATE
+    left = launch.pixels(run.step, launch.total_steps) / done * seconds_per_step
     say(f"time     about {duration(left)} left, evaluation not counted")
 
 

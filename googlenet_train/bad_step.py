@@ -34,7 +34,7 @@ def report(run: Session, skipped_before: int, kept: Path | None) -> str:
         "images": [launch.train.name(i) for i in batch.tolist()],
         "since_last_log": dict(zip(WINDOW, run.window.tolist(), strict=True)),
         "topology": topology(run),
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", by_alias=True),
     }
     path = launch.folder / FILE
     write_durably(path, json.dumps(facts, indent=2) + "\n")

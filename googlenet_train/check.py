@@ -152,7 +152,8 @@ def _look_ahead(
 ) -> None:
     from googlenet_train import check_gpus
 
-    rate = planned.config.optimizer.batch_size / tried.step
+    images = planned.config.optimizer.batch_size * planned.total_steps
+    rate = images / tried.training
     cluster = known.added_to(check_gpus.measured(planned, rate, tried.pause))
     facts["outlook"] = check_gpus.rows(planned, cluster, gpus)
     if quiet:
@@ -308,7 +309,7 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
     tried = trial.first_steps(planned)
     report.ok(
         "step",
-        f"batch {planned.config.optimizer.batch_size} at {planned.config.data.image_size} px: "
+        f"batch {planned.config.optimizer.batch_size} at {planned.config.largest_side} px: "
         f"{tried.step:.2f} s a step on {tried.device}",
     )
     needed = tried.checkpoint * (planned.config.checkpoint.keep + 2)  # the best; one being written
@@ -319,7 +320,7 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
         report.problem("disk", f"{room}. Make room, or choose another run.dir", ExitCode.STORAGE)
     else:
         report.ok("disk", room)
-    seconds = planned.total_steps * tried.step + tried.evaluations * tried.evaluation
+    seconds = tried.training + tried.evaluations * tried.evaluation
     facts |= {"seconds_to_train": round(seconds, 1), "checkpoint_bytes": tried.checkpoint}
     report.ok(
         "time",

@@ -33,7 +33,7 @@ def measured(
         0,
         seed=config.run.seed,
         batch_size=len(sample) - len(sample) % 2,  # mixing wants pairs
-        image_size=config.data.image_size,
+        image_size=config.largest_side,
         augmentation=Augmentation(**dict(config.augment), fit=config.evaluate.fit),
         quarantine=True,
         exif_orientation=config.data.exif_orientation,

@@ -8,7 +8,15 @@ else is converted. This module needs no torch: a wrong config is answered at onc
 from math import isqrt
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(ge=1)]
@@ -16,6 +24,9 @@ Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=32)]  # of an image that the network sees, in pixels
+
+SIZE_STEP = 32  # pixels that growing training images grow by: one more pixel of the last maps
 
 
 def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
@@ -94,9 +105,8 @@ class Data(Section):
         description="A CSV file with a column path, relative to data.train: photos to leave out, "
         "such as a run's quarantine.csv. null leaves out none.",
     )
-    image_size: int = Field(
+    image_size: Side = Field(
         default=224,
-        ge=32,
         description="Side of the square that the network sees, in pixels. 224 is the paper's; the "
         "cost of a step grows with its square. Below 32 nothing is left after five halvings.",
     )
@@ -129,8 +139,8 @@ class Data(Section):
     cache_short_side: Count | Auto = Field(
         default="auto",
         description="Short side in pixels to which cached photos are shrunk; smaller ones stay. "
-        "auto is 9/7 of image_size, so 288 for 224: what `data pack` does, sharp for all but the "
-        "smallest crops.",
+        "auto is 9/7 of the side of the training images, so 288 for 224: what `data pack` does, "
+        "sharp for all but the smallest crops.",
     )
     mean: Triple = Field(
         default=(0.485, 0.456, 0.406),
@@ -365,8 +375,43 @@ class Optimizer(Section):
         return accumulate
 
 
+class ImageSizes(Section):
+    """Training images that grow: from one size, in steps of 32 pixels, to another."""
+
+    from_: Side = Field(
+        alias="from",
+        description="Side at step 0 in pixels. With two thirds of `to`, a step has a third fewer "
+        "pixels on average.",
+    )
+    to: Side = Field(
+        description="Side in the end, a multiple of 32 above `from` or the same, and at most "
+        "data.image_size. One or two steps of 32 below that can evaluate better: random crops "
+        "magnify what they show (Touvron et al., 2019).",
+    )
+    until: Share = Field(
+        default=0.75,
+        description="Share of all steps at which `to` is reached, in equal stretches. 0.75 leaves "
+        "a quarter of the training to learn what is fine.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "ImageSizes":
+        if self.from_ > self.to:
+            raise ValueError(
+                f"from {self.from_} is above to {self.to}. Images can only grow: exchange them."
+            )
+        if (self.to - self.from_) % SIZE_STEP:
+            near = self.to - (self.to - self.from_) // SIZE_STEP * SIZE_STEP
+            raise ValueError(
+                f"from {self.from_} is no multiple of {SIZE_STEP} below to {self.to}, which the "
+                f"images grow by. Write from {near}"
+                + (f" or {near - SIZE_STEP}." if near >= 2 * SIZE_STEP else ".")
+            )
+        return self
+
+
 class Schedule(Section):
-    """How long to train, and the learning rate on the way."""
+    """How long to train, and the learning rate and the size of the images on the way."""
 
     name: Literal["cosine", "paper", "step", "linear"] = Field(
         default="cosine",
@@ -382,6 +427,13 @@ class Schedule(Section):
         default=5.0,
         description="Epochs in which the rate rises linearly to optimizer.lr, at most half of "
         "schedule.epochs. 5 lets a large batch start safely.",
+    )
+    image_size: ImageSizes | None = Field(
+        default=None,
+        description="Training images that grow, such as {from: 128, to: 192, until: 0.75}: small "
+        "ones make cheap steps while the network learns what is coarse. Evaluation, predict and "
+        "export keep data.image_size. null trains at data.image_size throughout, as the paper "
+        "does.",
     )
 
 
@@ -526,3 +578,9 @@ class Config(Section):
     device: Device = Field(default_factory=Device)
     distributed: Distributed = Field(default_factory=Distributed)
     log: Log = Field(default_factory=Log)
+
+    @property
+    def largest_side(self) -> int:
+        """Side in pixels of the largest images that are trained on."""
+        growing = self.schedule.image_size
+        return self.data.image_size if growing is None else growing.to

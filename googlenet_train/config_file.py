@@ -21,7 +21,9 @@ from googlenet_train.config_text import (
     difference,
     dump,
     flat,
+    is_part,
     nested,
+    parts,
     properties,
     resolved,
     sections,
@@ -92,6 +94,9 @@ class _Draft:
         value = plain(node, lambda part, what: self.refuse(_moved(place, part), key, what))
         if isinstance(node, yaml.SequenceNode):
             place = place._replace(items=tuple(_moved(place, item).line for item in node.value))
+        if isinstance(node, yaml.MappingNode) and parts(key):
+            for part, _ in node.value:
+                self.places[f"{key}.{part.value}"] = _moved(place, part)
         self.places[key] = place
         self.values.pop(key, None)
         self.unread.discard(key)
@@ -99,6 +104,13 @@ class _Draft:
             self.values[key] = value
         else:
             self.unread.add(key)
+
+    def read_part(self, key: str, part: str, place: _Place, node: yaml.Node) -> None:
+        """Take the value of a part of a key, and leave its other parts as they are."""
+        before = self.values.get(key)
+        value = plain(node, lambda _, what: self.refuse(place, f"{key}.{part}", what))
+        self.values[key] = {**(before if isinstance(before, dict) else {}), part: value}
+        self.places[key] = self.places[f"{key}.{part}"] = place
 
 
 def shipped_configs() -> Path:
@@ -175,7 +187,7 @@ def _read_file(draft: _Draft, source: str, raw: bytes) -> None:
             if key in properties():
                 draft.read(key, at, node)
             else:
-                draft.refuse(at, key, unknown(key))
+                draft.refuse(at, key, _dotted(key) or unknown(key))
 
 
 def _entries(
@@ -201,7 +213,18 @@ def _unknown_section(name: str) -> str:
     if name in properties():
         section, _, key = name.partition(".")
         return f"a dotted key is for the command line. Here write {key} in section {section}."
-    return unknown(name)
+    return _dotted(name) or unknown(name)
+
+
+def _dotted(key: str) -> str | None:
+    """For a part of a key that is written in a file as on the command line."""
+    if not is_part(key):
+        return None
+    section, name, part = key.split(".")
+    return (
+        f"a dotted key is for the command line. Here write {name}: {{{part}: ...}} in section "
+        f"{section}."
+    )
 
 
 def _moved(place: _Place, node: yaml.Node) -> _Place:
@@ -220,12 +243,16 @@ def _read_overrides(draft: _Draft, overrides: Sequence[str]) -> None:
         elif key in sections():
             first = next(known for known in properties() if known.startswith(f"{key}."))
             draft.refuse(place, override, f"{key} is a section; set its keys, such as {first}=...")
-        elif key not in properties():
+        elif key not in properties() and not is_part(key):
             draft.refuse(place, override, unknown(key))
         elif key in given:
             draft.refuse(place, override, f"{key} is given twice. Leave one out.")
         elif (node := _override_value(draft, place, override, text)) is not None:
-            draft.read(key, place, node)
+            if key in properties():
+                draft.read(key, place, node)
+            else:
+                outer, _, part = key.rpartition(".")
+                draft.read_part(outer, part, place, node)
         given.add(key)
 
 
@@ -258,10 +285,15 @@ def _validate(draft: _Draft, source: str) -> Config | None:
             index = rest[0] if rest and isinstance(rest[0], int) else None
             if entry["type"] == "missing":
                 index = None
-            if (key, index) in explained or draft.unread & {"", section, key}:
+            places = [key, section]
+            if rest and isinstance(rest[0], str) and parts(key):
+                key = f"{key}.{rest[0]}"
+                places.insert(0, key)
+            if (key, index) in explained or draft.unread & {"", *places}:
                 continue
             explained.add((key, index))
-            place = draft.places.get(key) or draft.places.get(section) or _Place(source, 1)
+            found = (draft.places[name] for name in places if name in draft.places)
+            place = next(found, _Place(source, 1))
             if index is None:
                 draft.refuse(place, key, wrong(key, None, entry))
             else:

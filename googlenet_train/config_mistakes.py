@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from pydantic_core import ErrorDetails
 
-from googlenet_train.config_text import Schema, expected, properties, sections
+from googlenet_train.config_text import Schema, expected, is_part, parts, properties, sections
 from googlenet_train.yaml_strict import value_text
 
 _BOOLEANS = {"yes": "true", "on": "true", "true": "true"} | dict.fromkeys(
@@ -17,6 +17,12 @@ _BOOLEANS = {"yes": "true", "on": "true", "true": "true"} | dict.fromkeys(
 def unknown(key: str) -> str:
     """For a section or dotted key that does not exist: the nearest that does."""
     section, _, name = key.rpartition(".")
+    if section in properties() and (known := parts(section)):
+        near = get_close_matches(name, known, 1)
+        hint = (
+            f"did you mean {section}.{near[0]}?" if near else f"{section} has {', '.join(known)}."
+        )
+        return f"unknown key; {hint}"
     names = {known: known.partition(".")[2] for known in properties()}
     near = [known for known in names if names[known] == name]  # right name, wrong section
     if not near and not section:
@@ -40,8 +46,12 @@ def wrong(key: str, index: int | None, error: ErrorDetails) -> str:
     """For one of pydantic's errors, about the value of `key` or its index-th item."""
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    described = properties()[key]
-    if error["type"] == "missing" and len(error["loc"]) == 2:  # longer: a list that is too short
+    if error["type"] == "extra_forbidden":
+        return unknown(key)
+    outer, _, name = key.rpartition(".")
+    described = parts(outer)[name] if is_part(key) else properties()[key]
+    # A number at the end of the place: a list that is too short.
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
         return f"missing. {described['description']}"
     if index is not None:
         described = described.get("items") or described["prefixItems"][index]

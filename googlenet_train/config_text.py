@@ -37,10 +37,37 @@ def _definitions(whole: Schema) -> dict[str, Schema]:
 def properties() -> Mapping[str, Schema]:
     """Dotted key -> JSON Schema of that key, in order."""
     return {
-        f"{section}.{name}": described
+        f"{section}.{name}": _followed(described)
         for section, definition in _definitions(schema()).items()
         for name, described in definition["properties"].items()
     }
+
+
+def _followed(described: Schema) -> Schema:
+    """A key's schema with what it refers to in its place."""
+    if "anyOf" not in described:
+        return described
+    definitions = schema()["$defs"]
+    choices = [
+        definitions[choice["$ref"].rpartition("/")[2]] if "$ref" in choice else choice
+        for choice in described["anyOf"]
+    ]
+    return {**described, "anyOf": choices}
+
+
+def parts(key: str) -> Mapping[str, Schema]:
+    """Name -> JSON Schema of each part of a dotted key whose value is a mapping of fixed names."""
+    for choice in properties()[key].get("anyOf", []):
+        if "properties" in choice:
+            found: Mapping[str, Schema] = choice["properties"]
+            return found
+    return {}
+
+
+def is_part(key: str) -> bool:
+    """Whether `key` is such a part: "schedule.image_size.from"."""
+    outer, _, name = key.rpartition(".")
+    return outer in properties() and name in parts(outer)
 
 
 def sections() -> list[str]:
@@ -52,7 +79,7 @@ def flat(config: Config) -> dict[str, object]:
     """Dotted key -> value, in order; lists as lists."""
     return {
         f"{section}.{name}": value
-        for section, entries in config.model_dump(mode="json").items()
+        for section, entries in config.model_dump(mode="json", by_alias=True).items()
         for name, value in entries.items()
     }
 
@@ -114,6 +141,9 @@ def expected(described: Schema) -> str:
         items = described.get("prefixItems") or [described["items"]]
         count = f"{len(items)} numbers" if "prefixItems" in described else "numbers"
         return f"a list of {count}{_bounds(items[0])}"
+    if "properties" in described:
+        names = (f"{name}: {expected(part)}" for name, part in described["properties"].items())
+        return f"{{{', '.join(names)}}}"
     if described["type"] == "object":
         return f"{{name: {expected(described['additionalProperties'])}, ...}}"
     noun = {
@@ -156,8 +186,11 @@ def defaults_text() -> str:
         lines += ["", f"# {definition['description']}", f"{section}:"]
         for name, entry in definition["properties"].items():
             reason = entry["description"]
-            lines += textwrap.wrap(reason, 98, initial_indent=mark, subsequent_indent=mark)
-            lines.append(f"{mark}Allowed: {expected(entry)}.")
+            reasons = [reason, f"Allowed: {expected(properties()[f'{section}.{name}'])}."]
+            inside = parts(f"{section}.{name}")
+            reasons += [f"{part}: {inside[part]['description']}" for part in inside]
+            for text in reasons:
+                lines += textwrap.wrap(text, 98, initial_indent=mark, subsequent_indent=mark)
             if "default" in entry:
                 lines.append(f"  {name}: {value_text(entry['default'])}")
             else:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from googlenet_train import __version__, config_file, config_text, distributed, runs, sources
 from googlenet_train.config import Config
-from googlenet_train.data import mixing, order
+from googlenet_train.data import mixing, order, sizes
 from googlenet_train.data.balance import balanced_weights, class_warnings
 from googlenet_train.data.index import Index
 from googlenet_train.data.names import printable
@@ -55,6 +55,24 @@ class Launch:
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.schedule.epochs
+
+    def image_size(self, step: int) -> int:
+        """Side in pixels of the training images of a step."""
+        return sizes.image_size_at(step, self.total_steps, self._growth())
+
+    def image_sizes(self) -> Sequence[tuple[int, int]]:
+        """(first step, side) of each stretch of steps whose training images have one size."""
+        return sizes.stretches(self.total_steps, self._growth())
+
+    def pixels(self, first: int, after: int) -> int:
+        """Those of one training image of each of the steps first..after-1: a measure of work."""
+        return sizes.pixels(first, after, self.total_steps, self._growth())
+
+    def _growth(self) -> sizes.Growth:
+        growing, side = self.config.schedule.image_size, self.config.data.image_size
+        if growing is None:
+            return sizes.Growth(side, side, until=1)
+        return sizes.Growth(growing.from_, growing.to, growing.until)
 
     def class_weights(self) -> list[float] | None:
         """A weight for each class, where the loss is weighted; the config names some of them."""
@@ -113,6 +131,7 @@ def plan(
 
     opened = sources.open_sources(config.data, partial(at, loaded))
     train = opened.train
+    _check_image_size(loaded)
     _check_batch(loaded, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
     _check_class_weights(loaded, opened)
@@ -268,6 +287,18 @@ def _check_init(loaded: config_file.Loaded, init: str) -> None:
             "torchvision will do too.",
             error.exit_code,
         ) from None
+
+
+def _check_image_size(loaded: config_file.Loaded) -> None:
+    """Training images may be smaller than those of evaluation, and never larger."""
+    largest, evaluated = loaded.config.largest_side, loaded.config.data.image_size
+    if largest > evaluated:
+        raise UserError(
+            f"{loaded.where('schedule.image_size')}: to {largest} is above data.image_size "
+            f"{evaluated}, the size of evaluation: the larger steps would be wasted. Lower `to`, "
+            f"or write data.image_size={largest}.",
+            ExitCode.USAGE,
+        )
 
 
 def _check_batch(loaded: config_file.Loaded, count: int) -> None:

@@ -53,7 +53,7 @@ WINDOW = (
     "steps",
     "grad_norm",
 )
-# Pixels of the kept photos' short side for each of data.image_size: 288 for 224, as `data pack`.
+# Pixels of the kept photos' short side for each of a training image's: 288 for 224, as `data pack`.
 CACHE_PER_PIXEL = 288 / 224
 _WEIGHTS = 1  # one use of the seed; train.py has the others
 
@@ -165,7 +165,7 @@ def open_session(launch: Launch) -> Session:
         session.passed_over = [path for path in saved if checkpoint.step_of(path) > state.step]
     distributed.broadcast(list(checkpoint.named_tensors(_live(session)).values()))
     session.network = parallel.spread(
-        model, guard, choice.device, config.data.image_size, config.optimizer.accumulate
+        model, guard, choice.device, launch.image_size(step), config.optimizer.accumulate
     )
     distributed.together(lambda: _describe_run(session))
     return session
@@ -230,7 +230,7 @@ def _resolved(config: Config, device: torch.device) -> Config:
         config,
         {
             "data.cache_short_side": (
-                round(config.data.image_size * CACHE_PER_PIXEL) if side == "auto" else side
+                round(config.largest_side * CACHE_PER_PIXEL) if side == "auto" else side
             ),
             "device.kind": device.type,
             "device.threads": devices.threads_per_rank() if threads == "auto" else threads,
@@ -276,7 +276,7 @@ def capture(session: Session) -> checkpoint.TrainState:
         window=copied(live.window),
         info={
             "version": __version__,
-            "config": session.config.model_dump(mode="json"),
+            "config": session.config.model_dump(mode="json", by_alias=True),
             "classes": list(session.launch.train.classes),
             "names": list(session.launch.sources.names),
             "fingerprints": session.launch.fingerprints(),

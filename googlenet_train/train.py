@@ -150,8 +150,11 @@ def _take_folder(folder: Path, held: ExitStack) -> None:
     held.enter_context(runs.lock(folder))
 
 
-def batches_to_come(run: Session) -> Iterator[Batch]:
-    """This rank's micro-batches from the run's step to its end, made ahead of time."""
+def batches_to_come(run: Session, side: int | None = None) -> Iterator[Batch]:
+    """This rank's micro-batches from the run's step to its end, made ahead of time.
+
+    Images of `side` pixels, or, for None, of the size that the schedule gives each step.
+    """
     config, parts = run.config, run.config.optimizer.accumulate
     augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
 
@@ -162,7 +165,7 @@ def batches_to_come(run: Session) -> Iterator[Batch]:
             step,
             seed=config.run.seed,
             batch_size=config.optimizer.batch_size,
-            image_size=config.data.image_size,
+            image_size=side or run.launch.image_size(step),
             augmentation=augmentation,
             rank=distributed.rank(),
             world_size=distributed.world_size(),

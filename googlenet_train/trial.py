@@ -26,7 +26,8 @@ STEPS = 4  # the first is slower and not counted, where there is time for anothe
 
 class Trial(NamedTuple):
     device: str
-    step: float  # seconds
+    step: float  # seconds, with the largest images
+    training: float  # seconds of all steps
     evaluation: float  # seconds, of all of data.val
     evaluations: int
     checkpoint: int  # bytes
@@ -64,7 +65,7 @@ def first_steps(launch: Launch) -> Trial:
     with tempfile.TemporaryDirectory(prefix="googlenet-train-check-") as folder:
         run = open_session(replace(launch, folder=Path(folder), resume=False))
         try:
-            step = _timed_step(run)
+            step, training = _timed_steps(run)
             if int(run.guard.counts[-1]) >= 0:
                 raise UserError(
                     "the loss or its gradients are not finite in the first steps. Lower "
@@ -77,13 +78,13 @@ def first_steps(launch: Launch) -> Trial:
             tensors = checkpoint.named_tensors(state).values()
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             seconds = _timed_evaluation(run)
-            return Trial(run.choice.why, step, seconds, _evaluations(run), size, pause)
+            return Trial(run.choice.why, step, training, seconds, _evaluations(run), size, pause)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "t allocate" not in str(error):
                 raise
             raise UserError(
                 f"memory does not suffice for a step: optimizer.batch_size "
-                f"{launch.config.optimizer.batch_size} at {launch.config.data.image_size} px. "
+                f"{launch.config.optimizer.batch_size} at {launch.config.largest_side} px. "
                 "optimizer.accumulate=2 halves what is needed, and changes nothing else",
                 ExitCode.USAGE,
             ) from None
@@ -91,10 +92,27 @@ def first_steps(launch: Launch) -> Trial:
             run.close()
 
 
-def _timed_step(run: Session) -> float:
-    """Seconds a step, with the time that it waits for images."""
+def _timed_steps(run: Session) -> tuple[float, float]:
+    """Seconds of a step with the largest images, and of all steps.
+
+    Where images grow, a step takes a part of the time that stays and one that goes with the pixels.
+    """
+    launch = run.launch
+    (_, smallest), largest = launch.image_sizes()[0], launch.config.largest_side
+    least = _timed_step(run, smallest)
+    if smallest == largest:
+        return least, least * launch.total_steps
+    most = _timed_step(run, largest)
+    each = (most - least) / (largest**2 - smallest**2)
+    more = launch.pixels(0, launch.total_steps) - launch.total_steps * smallest**2
+    return most, least * launch.total_steps + each * more
+
+
+def _timed_step(run: Session, side: int) -> float:
+    """Seconds a step with images of `side` pixels, with the time that it waits for them."""
     parts = run.config.optimizer.accumulate
-    batches = batches_to_come(run)
+    run.step = 0
+    batches = batches_to_come(run, side)
     run.model.train()
     times: list[float] = []
     started = time.monotonic()

@@ -84,7 +84,7 @@ def _photo(data: bytes | memoryview, exif_orientation: bool) -> Tensor:
 def _view(index: Index, config: Config, i: int, epoch: int) -> View:
     """Image i in an epoch, as `training_batch` makes it."""
     augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
-    seed, size = config.run.seed, config.data.image_size
+    seed, size = config.run.seed, config.largest_side
     pixels, box = read(
         index,
         i,
@@ -122,7 +122,7 @@ def _view(index: Index, config: Config, i: int, epoch: int) -> View:
 def _settings(config: Config) -> str:
     """The settings that shape the views, in one line."""
     augment = config.augment
-    parts = [f"{config.data.image_size} px", f"crop {augment.crop}"]
+    parts = [f"{config.largest_side} px", f"crop {augment.crop}"]
     if augment.crop == "random_resized":
         low, high = augment.scale
         parts.append(f"{100 * low:g} to {100 * high:g} % of the area")

@@ -205,6 +205,48 @@ SINGLE = {
         "mine.yaml:2 optimizer.accumulate: optimizer.batch_size 8 cannot be cut into 9 equal"
         " parts. The nearest that divide it: 8.",
     ),
+    "image sizes that shrink": (
+        TRAIN + "schedule:\n  image_size: {from: 192, to: 128}\n",
+        "mine.yaml:3 schedule.image_size: from 192 is above to 128. Images can only grow: exchange"
+        " them.",
+    ),
+    "image sizes not 32 apart": (
+        TRAIN + "schedule:\n  image_size: {from: 100, to: 192}\n",
+        "mine.yaml:3 schedule.image_size: from 100 is no multiple of 32 below to 192, which the"
+        " images grow by. Write from 128 or 96.",
+    ),
+    "image sizes next to the smallest": (
+        TRAIN + "schedule:\n  image_size: {from: 33, to: 64}\n",
+        "mine.yaml:3 schedule.image_size: from 33 is no multiple of 32 below to 64, which the"
+        " images grow by. Write from 64 or 32.",
+    ),
+    "number for a mapping": (
+        TRAIN + "schedule: {image_size: 128}",
+        "mine.yaml:2 schedule.image_size: must be {from: a whole number >= 32, to: a whole number"
+        " >= 32, until: a number > 0 and <= 1} or null, not 128.",
+    ),
+    "part of a mapping": (
+        TRAIN + "schedule:\n  image_size:\n    from: 128\n    to: 192.0\n",
+        "mine.yaml:5 schedule.image_size.to: must be a whole number >= 32, not 192.0. Write 192.",
+    ),
+    "part below its bound": (
+        TRAIN + "schedule:\n  image_size: {from: 0, to: 192}",
+        "mine.yaml:3 schedule.image_size.from: must be a whole number >= 32, not 0.",
+    ),
+    "unknown part": (
+        TRAIN + "schedule:\n  image_size:\n    from: 64\n    to: 64\n    untill: 1\n",
+        "mine.yaml:6 schedule.image_size.untill: unknown key; did you mean"
+        " schedule.image_size.until?",
+    ),
+    "unknown part far from any": (
+        TRAIN + "schedule:\n  image_size: {from: 64, to: 64, x: 1}\n",
+        "mine.yaml:3 schedule.image_size.x: unknown key; schedule.image_size has from, to, until.",
+    ),
+    "dotted part in a file": (
+        TRAIN + "schedule:\n  image_size.from: 64\n",
+        "mine.yaml:3 schedule.image_size.from: a dotted key is for the command line. Here write"
+        " image_size: {from: ...} in section schedule.",
+    ),
     "unknown key": (
         TRAIN + "optimizer:\n  momentun: 0.9\n",
         "mine.yaml:3 optimizer.momentun: unknown key; did you mean optimizer.momentum?",
@@ -420,6 +462,51 @@ def test_the_same_key_twice_on_the_command_line() -> None:
     )
 
 
+def test_parts_of_a_mapping_on_the_command_line() -> None:
+    growing = TRAIN + "schedule: {image_size: {from: 128, to: 192}}\n"
+    loaded = read(growing, "schedule.image_size.from=64", "schedule.image_size.until=1")
+    sizes = loaded.config.schedule.image_size
+    assert sizes is not None
+    assert (sizes.from_, sizes.to, sizes.until) == (64, 192, 1)
+    assert loaded.where("schedule.image_size") == "command line schedule.image_size"
+    assert flat(loaded.config)["schedule.image_size"] == {"from": 64, "to": 192, "until": 1}
+    text = dump(loaded.config)
+    assert "  image_size: {from: 64, to: 192, until: 1.0}\n" in text
+    assert read(text).config == loaded.config
+    assert read(growing, "schedule.image_size=null").config == minimal()
+    whole = read(TRAIN, "schedule.image_size={from: 64, to: 192, until: 1}").config
+    assert whole == loaded.config
+    assert difference(minimal(), whole)[0][2] == {"from": 64, "to": 192, "until": 1}
+    parts = [f"schedule.image_size.{part}" for part in ("from=64", "to=192", "until=1")]
+    assert read(TRAIN, *parts).config == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["from=65"], "schedule.image_size: from 65 is no multiple of 32 below to 192, which the"),
+        (["to=a"], 'schedule.image_size.to: must be a whole number >= 32, not the text "a".'),
+        (
+            ["frm=64"],
+            "schedule.image_size.frm=64: unknown key; did you mean schedule.image_size.fr",
+        ),
+        (["to=64", "to=96"], "schedule.image_size.to=96: schedule.image_size.to is given twice."),
+    ],
+)
+def test_mistake_in_a_part_on_the_command_line(overrides: list[str], said: str) -> None:
+    growing = TRAIN + "schedule: {image_size: {from: 64, to: 192}}\n"
+    line = mistake(growing, *(f"schedule.image_size.{part}" for part in overrides))
+    assert line.startswith(f"command line {said}")
+
+
+def test_a_part_that_is_missing() -> None:
+    for line in (
+        mistake(TRAIN + "schedule:\n  image_size: {to: 64}\n").removeprefix("mine.yaml:3 "),
+        mistake(TRAIN, "schedule.image_size.to=64").removeprefix("command line "),
+    ):
+        assert line.startswith("schedule.image_size.from: missing. Side at step 0 in pixels.")
+
+
 def test_where_a_setting_was_written() -> None:
     loaded = read("log:\n\ndata:\n  train: photos\n  val: x\n", "data.val=y")
     assert loaded.where("data.train") == "mine.yaml:4 data.train"
@@ -537,6 +624,7 @@ def test_defaults_text_loads_once_data_train_is_set() -> None:
     assert set(written) == set(properties())  # every key stands there
     for described in properties().values():
         assert described["description"].split(" ")[0] in text
+    assert "\n  # from: Side at step 0 in pixels." in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -546,13 +634,15 @@ def test_schema() -> None:
     assert schema["$defs"]["Data"]["required"] == ["train"]
     assert set(schema["properties"]) == set(Config.model_fields)
     objects = [schema, *schema["$defs"].values()]
-    assert len(objects) == 1 + len(Config.model_fields)
+    assert len(objects) == 2 + len(Config.model_fields)  # and schedule.image_size's
+    assert list(schema["$defs"]["ImageSizes"]["properties"]) == ["from", "to", "until"]
+    required = {"train", "from", "to"}
     for described in objects:
         assert described["additionalProperties"] is False
         assert described["description"]
         for name, entry in described["properties"].items():
             assert len(entry.get("description", "")) > 10, name
-            if described is not schema and name != "train":
+            if described is not schema and name not in required:
                 assert "default" in entry, name
     assert set(properties()) == set(flat(minimal()))
 

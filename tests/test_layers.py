@@ -88,6 +88,7 @@ FLOORS = {
         "data.orientation",
         "data.crops",
         "data.order",
+        "data.sizes",
         "data",
     ],
     "ground": [
@@ -131,6 +132,7 @@ WITHOUT_TORCH = [
     "data.sidecar",
     "data.index",
     "data.order",
+    "data.sizes",
     "data.crops",
     "runs",
     "launch",

@@ -84,7 +84,8 @@ def test_the_same_images_meet_the_same_steps_on_any_number_of_ranks(tiny_folder:
     seen = {}
     for ranks, accumulate in ((1, 2), (many, 1)):
         run = f"run.dir=runs/{ranks}"
-        changes = (run, f"optimizer.accumulate={accumulate}", "schedule.epochs=1")
+        growing = ("data.image_size=64", "schedule.image_size={from: 32, to: 64, until: 0.5}")
+        changes = (run, f"optimizer.accumulate={accumulate}", "schedule.epochs=1", *growing)
         done = train(ranks, tiny_folder, *changes, before=RECORD + FINGERPRINT)
         assert done.codes == [0] * ranks, done.stderr
         assert done.stderr.count("EMA top-1") == 2  # one rank speaks, not each

@@ -41,9 +41,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tiny.yaml").write_text(
         """
 device: {threads: 1}  # so that tests on a busy machine do not wait for each other
-data: {train: train, val: val, image_size: 32, workers: 1}
+data: {train: train, val: val, image_size: 64, workers: 1}
 optimizer: {batch_size: 8, lr: 0.02, accumulate: 2, clip_norm: 5.0}
-schedule: {epochs: 3, warmup_epochs: 1}
+schedule: {epochs: 3, warmup_epochs: 1, image_size: {from: 32, to: 64, until: 0.5}}
 ema: {decays: [0.5, 0.9], every_steps: 2}
 checkpoint: {every_steps: 2, keep: 3}
 log: {every_steps: 4}
