@@ -307,6 +307,8 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
     from googlenet_train.reporting import duration
 
     tried = trial.first_steps(planned)
+    if tried.fitting is not None:
+        report.ok("memory", tried.fitting)
     report.ok(
         "step",
         f"batch {planned.config.optimizer.batch_size} at {planned.config.largest_side} px: "

@@ -57,7 +57,7 @@ def rows(planned: Launch, cluster: scaling.Cluster, gpus: Sequence[int]) -> list
             epochs=planned.config.schedule.epochs,
         )._asdict()
         for count in gpus
-        if planned.config.optimizer.batch_size % (count * planned.config.optimizer.accumulate) == 0
+        if planned.config.optimizer.batch_size % (count * planned.config.parts) == 0
     ]
 
 

@@ -210,6 +210,11 @@ def named_tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
+def size(state: TrainState) -> int:
+    """Bytes of the tensors of `state`."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in named_tensors(state).values())
+
+
 def _serialise(state: TrainState) -> list[memoryview]:
     """The file in pieces: its header, then each tensor where it lies in memory.
 

@@ -162,8 +162,12 @@ def _train(words: list[str]) -> int:
             return ExitCode.DONE
         if distributed.rank() == 0:
             launch.say("loading PyTorch…")
+        from googlenet_train.fitting import fitted
         from googlenet_train.train import train
 
+        prepared, line = fitted(prepared)
+        if line is not None and distributed.rank() == 0:
+            launch.say(f"memory   {line}")
         return train(prepared)
 
 

@@ -337,10 +337,11 @@ class Optimizer(Section):
         description="Images of one optimizer step, over all devices and accumulated parts "
         "together. 256 is the number that the default learning rate goes with.",
     )
-    accumulate: Count = Field(
+    accumulate: Count | Auto = Field(
         default=1,
-        description="Parts that a batch is cut into, one after the other, to fit in memory. The "
-        "batch and the learning rate stay as they are, so 1, the fastest, is the default.",
+        description="Parts that a batch is cut into, one after the other, to fit in memory; auto "
+        "finds the fewest that do. The batch and the learning rate stay as they are, so 1, the "
+        "fastest, is the default.",
     )
     clip_norm: Positive | None = Field(
         default=None,
@@ -361,9 +362,9 @@ class Optimizer(Section):
 
     @field_validator("accumulate")
     @classmethod
-    def _divides_batch(cls, accumulate: int, info: ValidationInfo) -> int:
+    def _divides_batch(cls, accumulate: int | Auto, info: ValidationInfo) -> int | Auto:
         batch_size = info.data.get("batch_size")  # absent when it is wrong itself
-        if batch_size is not None and batch_size % accumulate:
+        if accumulate != "auto" and batch_size is not None and batch_size % accumulate:
             small = [n for n in range(1, isqrt(batch_size) + 1) if batch_size % n == 0]
             divisors = sorted({*small, *(batch_size // n for n in small)})
             below = [n for n in divisors if n < accumulate][-1:]
@@ -578,6 +579,12 @@ class Config(Section):
     device: Device = Field(default_factory=Device)
     distributed: Distributed = Field(default_factory=Distributed)
     log: Log = Field(default_factory=Log)
+
+    @property
+    def parts(self) -> int:
+        """optimizer.accumulate; 1 while that is auto, for no other may be needed."""
+        parts = self.optimizer.accumulate
+        return 1 if parts == "auto" else parts
 
     @property
     def largest_side(self) -> int:

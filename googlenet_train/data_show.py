@@ -50,9 +50,9 @@ def main(words: list[str]) -> int:
     config = loaded.config
     index, _ = open_photos(config.data, partial(at, loaded))
     if config.augment.mixup or config.augment.cutmix:
-        order.check_divides(config.optimizer.batch_size, 1, config.optimizer.accumulate)
+        order.check_divides(config.optimizer.batch_size, 1, config.parts)
         order.steps_per_epoch(len(index), config.optimizer.batch_size)
-        mixing.check_pairs(config.optimizer.batch_size, 1, config.optimizer.accumulate)
+        mixing.check_pairs(config.optimizer.batch_size, 1, config.parts)
 
     print("loading PyTorch…", file=sys.stderr, flush=True)
     from googlenet_train.view_sheet import view_sheet

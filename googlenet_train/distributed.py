@@ -21,11 +21,16 @@ T = TypeVar("T")
 
 _PATIENCE = 5.0  # seconds that a rank has to say it is alive, once another one has been missed
 _store: "Store | None" = None  # reaches every rank although their group is broken
+_apart = False  # whether this rank works by itself for a while
 _timeout = 0.0
 _meeting = ""  # names this group in the store, where those before a restart may have left marks
 
 
 def world_size() -> int:
+    return 1 if _apart else _started()
+
+
+def _started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -35,12 +40,12 @@ def rank() -> int:
 
 def local_rank() -> int:
     """The number of this rank on its own machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if _started() > 1 else 0
 
 
 def local_world_size() -> int:
     """The ranks on this machine: they share its cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _started() > 1 else 1
 
 
 def cores() -> int:
@@ -54,7 +59,18 @@ def cores() -> int:
 
 def in_group() -> bool:
     """Whether this rank has joined others."""
-    return _store is not None
+    return _store is not None and not _apart
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """This rank by itself, as if there were no others: what it does meanwhile waits for nobody."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
 
 
 def refuse_many_ranks(verb: str) -> None:

@@ -132,13 +132,14 @@ def plan(
     opened = sources.open_sources(config.data, partial(at, loaded))
     train = opened.train
     _check_image_size(loaded)
-    _check_batch(loaded, len(train))
+    _check_batch(loaded, config, len(train))
     _check_class_count(loaded, config.model.num_classes, train)
     _check_class_weights(loaded, opened)
 
     before = runs.progress(run.folder, verified=True) if resume else None
     if before:
         config = _continued(run.folder, config, allow)
+        _check_batch(loaded, config, len(train))  # with what was auto at step 0
     elif config.model.init not in (None, "torchvision"):
         _check_init(loaded, config.model.init)
     settled: dict[str, object] = {
@@ -301,13 +302,13 @@ def _check_image_size(loaded: config_file.Loaded) -> None:
         )
 
 
-def _check_batch(loaded: config_file.Loaded, count: int) -> None:
-    batch = loaded.config.optimizer
+def _check_batch(loaded: config_file.Loaded, config: Config, count: int) -> None:
+    size = config.optimizer.batch_size
     try:
-        order.check_divides(batch.batch_size, distributed.world_size(), batch.accumulate)
-        order.steps_per_epoch(count, batch.batch_size)
-        if loaded.config.augment.mixup or loaded.config.augment.cutmix:
-            mixing.check_pairs(batch.batch_size, distributed.world_size(), batch.accumulate)
+        order.check_divides(size, distributed.world_size(), config.parts)
+        order.steps_per_epoch(count, size)
+        if config.augment.mixup or config.augment.cutmix:
+            mixing.check_pairs(size, distributed.world_size(), config.parts)
     except UserError as error:
         key = "optimizer.batch_size"  # the message begins with it; say where it was written too
         raise UserError(loaded.where(key) + str(error).removeprefix(key), error.exit_code) from None

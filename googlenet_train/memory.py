@@ -1,5 +1,7 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, and the most that it took."""
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 # What a group of processes may use and uses: control groups of version 2, and of version 1.
@@ -30,6 +32,11 @@ def available(root: Path = Path("/")) -> int | None:
     return max(0, min(left))
 
 
+def gigabytes(count: int) -> str:
+    """So many bytes in GB, for people: "0.62", "14"."""
+    return f"{count / 1e9:.2f}" if count < 10e9 else f"{count / 1e9:.0f}"
+
+
 def _room(group: Path) -> int | None:
     """Bytes that a control group may still take; None where it has no limit or is none."""
     for limit, used in _LIMITS:
@@ -44,3 +51,22 @@ def _room(group: Path) -> int | None:
 
 def _pairs(text: str) -> list[tuple[str, str]]:
     return [(words[0], words[1]) for line in text.splitlines() if len(words := line.split()) > 1]
+
+
+def forget_peak() -> None:
+    """Let `peak` begin anew; where the system cannot (no Linux), it goes on since the start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int | None:
+    """The most bytes that this process has had in memory since `forget_peak`; None on Windows."""
+    with suppress(OSError, ValueError, StopIteration):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * next(int(v) for k, v in _pairs(status) if k == "VmHWM:")
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

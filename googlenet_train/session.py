@@ -165,7 +165,7 @@ def open_session(launch: Launch) -> Session:
         session.passed_over = [path for path in saved if checkpoint.step_of(path) > state.step]
     distributed.broadcast(list(checkpoint.named_tensors(_live(session)).values()))
     session.network = parallel.spread(
-        model, guard, choice.device, launch.image_size(step), config.optimizer.accumulate
+        model, guard, choice.device, launch.image_size(step), config.parts
     )
     distributed.together(lambda: _describe_run(session))
     return session

@@ -155,7 +155,7 @@ def batches_to_come(run: Session, side: int | None = None) -> Iterator[Batch]:
 
     Images of `side` pixels, or, for None, of the size that the schedule gives each step.
     """
-    config, parts = run.config, run.config.optimizer.accumulate
+    config, parts = run.config, run.config.parts
     augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
 
     def make(number: int) -> Batch:
@@ -211,7 +211,7 @@ def take_step(run: Session, micro_batches: Sequence[Batch], count: int) -> None:
 
 def _train(run: Session, signals: Signals) -> ExitCode:
     config, total = run.config, run.launch.total_steps
-    parts = config.optimizer.accumulate
+    parts = config.parts
     batches = batches_to_come(run)
     clock = Clock()
     run.model.train()

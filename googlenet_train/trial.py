@@ -16,6 +16,7 @@ from googlenet_train.data.index import Index
 from googlenet_train.data.loader import ahead
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, evaluate, with_weights
+from googlenet_train.fitting import fitted
 from googlenet_train.launch import Launch
 from googlenet_train.session import Session, capture, open_session
 from googlenet_train.train import batches_to_come, take_step
@@ -26,6 +27,7 @@ STEPS = 4  # the first is slower and not counted, where there is time for anothe
 
 class Trial(NamedTuple):
     device: str
+    fitting: str | None  # how optimizer.accumulate: auto was settled
     step: float  # seconds, with the largest images
     training: float  # seconds of all steps
     evaluation: float  # seconds, of all of data.val
@@ -62,6 +64,7 @@ def first_steps(launch: Launch) -> Trial:
     Raises UserError where training would stop in them: usage where memory is short, numeric where
     the loss is not finite, data where an image cannot be read.
     """
+    launch, line = fitted(launch)
     with tempfile.TemporaryDirectory(prefix="googlenet-train-check-") as folder:
         run = open_session(replace(launch, folder=Path(folder), resume=False))
         try:
@@ -75,10 +78,11 @@ def first_steps(launch: Launch) -> Trial:
             began = time.monotonic()
             state = capture(run)
             pause = time.monotonic() - began
-            tensors = checkpoint.named_tensors(state).values()
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            size = checkpoint.size(state)
             seconds = _timed_evaluation(run)
-            return Trial(run.choice.why, step, training, seconds, _evaluations(run), size, pause)
+            return Trial(
+                run.choice.why, line, step, training, seconds, _evaluations(run), size, pause
+            )
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "t allocate" not in str(error):
                 raise
@@ -110,7 +114,7 @@ def _timed_steps(run: Session) -> tuple[float, float]:
 
 def _timed_step(run: Session, side: int) -> float:
     """Seconds a step with images of `side` pixels, with the time that it waits for them."""
-    parts = run.config.optimizer.accumulate
+    parts = run.config.parts
     run.step = 0
     batches = batches_to_come(run, side)
     run.model.train()

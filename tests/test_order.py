@@ -9,6 +9,7 @@ from googlenet_train.data.order import (
     batch_indices,
     check_divides,
     permutation,
+    possible_parts,
     steps_per_epoch,
 )
 from googlenet_train.errors import ExitCode, UserError
@@ -129,3 +130,21 @@ def test_uneven_batches_are_refused_with_the_nearest_fits(batch_size, world_size
 def test_even_batches_pass():
     check_divides(256, 8, 4)
     check_divides(32, 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "pairs", "parts"),
+    [
+        (32, 1, False, [1, 2, 4, 8, 16]),
+        (32, 4, True, [1, 2, 4]),
+        (12, 1, False, [1, 2, 3, 4, 6]),
+        (12, 1, True, [1, 2, 3, 6]),
+        (9, 1, False, [1, 3]),
+        (7, 1, False, [1]),
+        (4, 4, False, [1]),  # one image a rank: the batch asked for it
+    ],
+)
+def test_the_parts_that_a_batch_can_be_cut_into(batch_size, world_size, pairs, parts):
+    assert possible_parts(batch_size, world_size, pairs=pairs) == parts
+    for accumulate in parts:
+        check_divides(batch_size, world_size, accumulate)

@@ -20,6 +20,7 @@ from googlenet_train.data.names import Names
 from googlenet_train.data.orientation import UPRIGHT, orientation, turned
 from googlenet_train.data.pack import shrunken, to_ppm
 from googlenet_train.errors import UserError
+from googlenet_train.memory import gigabytes
 
 _SAMPLE = 64  # photos that are asked for their size
 
@@ -52,20 +53,16 @@ def open_cache(
     fits = limit is not None and needed <= limit
     what = f"{len(index):,} photos at a short side of {short_side}"
     room = (
-        "" if limit is None else f" of the {_gigabytes(limit)} GB to be had (half of what is free)"
+        "" if limit is None else f" of the {gigabytes(limit)} GB to be had (half of what is free)"
     )
     if mode == "auto" and not fits:
-        why = room and f" do not fit: {_gigabytes(needed)}{room}"
+        why = room and f" do not fit: {gigabytes(needed)}{room}"
         why = why or " may not fit: this system does not say how much memory is free"
         return Cache(index, "none", f"none: {what}{why}")
     rest = "" if fits or limit is None else "; those that do not fit are decoded each time"
     files = CachedFiles(index.files, short_side, exif_orientation, limit)
-    line = f"{what} are decoded once, {_gigabytes(needed)}{room or ' GB'}{rest}"
+    line = f"{what} are decoded once, {gigabytes(needed)}{room or ' GB'}{rest}"
     return Cache(replace(index, files=files), "ram", line)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f}" if count < 10e9 else f"{count / 1e9:.0f}"
 
 
 def _needed(index: Index, short_side: int) -> int:

@@ -59,6 +59,21 @@ def batch_indices(
     return permutation(seed, epoch, count)[start : start + size]
 
 
+def possible_parts(batch_size: int, world_size: int, *, pairs: bool) -> list[int]:
+    """Each number of micro-batches that a rank's part of a batch can be cut into, the fewest first.
+
+    At least two images in each, for batch normalisation learns nothing from one, and with `pairs`
+    an even number. The batch divides by the ranks (see `check_divides`).
+    """
+    images = batch_size // world_size
+    smallest = 2 if pairs or images > 1 else 1
+    return [
+        n
+        for n in range(1, images // smallest + 1)
+        if images % n == 0 and not (pairs and images // n % 2)
+    ]
+
+
 def check_divides(batch_size: int, world_size: int, accumulate: int) -> None:
     """Raise UserError (USAGE), naming the nearest fits, unless ranks x accumulate divides B."""
     parts = world_size * accumulate
