@@ -46,6 +46,8 @@ def report(run: Session, skipped_before: int, kept: Path | None) -> str:
         go_on = (
             ", then go on with --resume --allow-config-change optimizer.lr (or the key you change)"
         )
+    if run.guard.scale is not None:
+        go_on += "; device.precision=fp32 where float16, which ends at 65,504, is too narrow"
     if not skipped_before:
         go_on += "; optimizer.on_nonfinite=skip passes over such steps"
     return (

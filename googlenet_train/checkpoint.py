@@ -1,10 +1,10 @@
 """One file a checkpoint, whole or absent: save, verify, load, retain.
 
 A checkpoint is a safetensors file. Its tensors are `model/<name>`, `momentum/<name>`,
-`ema/<decay>/<name>` and `window/<name>`; everything else is JSON in its metadata, together with a
-SHA-256 over all the rest of the file. It is written under a temporary name, fsynced, renamed, and
-the folder fsynced: the rename is the commit. Torch is loaded only where tensors are made, so that a
-checkpoint can be found and verified before.
+`ema/<decay>/<name>`, `window/<name>` and, in float16, `loss_scale/<name>`; everything else is JSON
+in its metadata, together with a SHA-256 over all the rest of the file. It is written under a
+temporary name, fsynced, renamed, and the folder fsynced: the rename is the commit. Torch is loaded
+only where tensors are made, so that a checkpoint can be found and verified before.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ _HASH = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 class TrainState:
     """Everything that a run is at one step; nothing random, for random numbers come from counters.
 
-    `window` holds the sums since the last log; `info` is JSON: the resolved config, class names,
-    fingerprint of the data, topology, the best evaluation so far.
+    `window` holds the sums since the last log, `loss_scale` what float16 needs and others leave
+    empty; `info` is JSON: the resolved config, class names, fingerprint of the data, topology, the
+    best evaluation so far.
     """
 
     step: int
@@ -53,6 +54,7 @@ class TrainState:
     momentum: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     window: dict[str, Tensor] = field(default_factory=dict)
+    loss_scale: dict[str, Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -207,6 +209,7 @@ def named_tensors(state: TrainState) -> dict[str, Tensor]:
     for decay, average in state.ema.items():
         tensors |= {f"ema/{decay}/{name}": tensor for name, tensor in average.items()}
     tensors |= {f"window/{name}": tensor for name, tensor in state.window.items()}
+    tensors |= {f"loss_scale/{name}": tensor for name, tensor in state.loss_scale.items()}
     return tensors
 
 

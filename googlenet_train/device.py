@@ -1,6 +1,7 @@
 """Which device trains, why, and how: precision, threads, determinism."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,8 @@ import torch
 
 from googlenet_train import distributed
 from googlenet_train.errors import ExitCode, UserError
+
+_SMALL_TURING = re.compile(r"GTX 16|MX[45]50|\bT(400|500|550|600|1000|1200|2000)\b")
 
 
 class Choice(NamedTuple):
@@ -76,19 +79,34 @@ def _why_no_cuda() -> str | None:
     return "no NVIDIA GPU found"
 
 
-def good_precision(device: torch.device) -> str:
-    """`bf16` where the device multiplies bfloat16 faster than float32, else `fp32`."""
+def fast_precisions(device: torch.device) -> tuple[str, ...]:
+    """Those of `bf16` and `fp16` that the device multiplies faster than float32, the better first.
+
+    bfloat16 has float32's range, so it needs no loss scale; Ampere and later have both.
+    """
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return ("bf16", "fp16")
+        # Turing's small chips have no tensor cores, and many report NaN from them in float16
+        # (pytorch/pytorch issues 58123 and 77955).
+        sound = not _SMALL_TURING.search(torch.cuda.get_device_name(device))
+        return ("fp16",) if capability >= (7, 0) and sound else ()
     if device.type == "cpu":
         # Elsewhere bfloat16 is emulated: 13 times slower than float32 on AVX2 alone.
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if fast else "fp32"
-    return "fp32"
+        return ("bf16",) if fast else ()
+    return ()
+
+
+def good_precision(device: torch.device) -> str:
+    """What `device.precision: auto` means."""
+    return (*fast_precisions(device), "fp32")[0]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=precision != "fp32")
 
 
 def threads_per_rank() -> int:

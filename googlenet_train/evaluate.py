@@ -40,12 +40,12 @@ class Setting:
     def of(config: Config, device: torch.device, views: int = 1) -> "Setting":
         """As the run of a resolved `config` evaluates, on the device at hand.
 
-        A run in bfloat16 is evaluated in float32 where bfloat16 would have to be emulated.
+        A run in half precision is evaluated in float32 where that would have to be emulated.
         """
-        emulated = devices.good_precision(device) == "fp32"
+        own = config.device.precision
         return Setting(
             device=device,
-            precision="fp32" if emulated else config.device.precision,
+            precision=own if own in devices.fast_precisions(device) else "fp32",
             image_size=config.data.image_size,
             mean=config.data.mean,
             std=config.data.std,

@@ -75,6 +75,8 @@ def log(run: Session, clock: Clock) -> None:
         values = {f"train/{name}": sums[name] / sums["weight"] for name in names}
         values["train/top1"] = 100 * sums["correct"] / sums["seen"]
         values["train/grad_norm"] = sums["grad_norm"] / sums["steps"]
+    if run.guard.scale is not None:
+        values["train/loss_scale"] = float(run.guard.scale.factor)
     if run.config.optimizer.on_nonfinite == "skip":
         values["train/skipped_steps"] = skipped
     values |= {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from googlenet_train import distributed
+from googlenet_train import distributed, loss_scale
 
 COUNTS = ("skipped", "in_a_row", "fatal")
 
@@ -27,9 +27,10 @@ class Guard(NamedTuple):
     values: Tensor  # what the fatal step would have added to the window
     statistics: tuple[tuple[Tensor, ...], ...]  # the network's buffers, by data type
     limit: int
+    scale: loss_scale.LossScale | None = None  # in float16
 
 
-def new_guard(model: nn.Module, window: Tensor, limit: int) -> Guard:
+def new_guard(model: nn.Module, window: Tensor, limit: int, precision: str = "fp32") -> Guard:
     """A guard of `model` that has met no bad step; `window` is the tensor of sums for the log.
 
     Frozen parts are in evaluation: their statistics stand still and need none.
@@ -42,19 +43,28 @@ def new_guard(model: nn.Module, window: Tensor, limit: int) -> Guard:
         values=torch.zeros_like(window),
         statistics=tuple(tuple(b for b in buffers if b.dtype == dtype) for dtype in types),
         limit=limit,
+        scale=loss_scale.new(window.device) if precision == "fp16" else None,
     )
 
 
 def judge(guard: Guard, window: Tensor, sums: Tensor, step: int) -> Tensor:
     """A 0-dim boolean on the device: whether `step` is to change nothing. Counts it in `guard`.
 
-    `sums` is `window` with this step's losses and gradient norm added, of all ranks: one NaN or
-    infinity anywhere in them reaches it, and every rank judges alike.
+    `sums` is `window` with this step's losses and, last, gradient norm added, of all ranks: one NaN
+    or infinity anywhere in them reaches it, and every rank judges alike.
+
+    In float16 gradients that are too large for the scale are expected now and then: such a step
+    changes nothing but the scale, and is not counted.
     """
     # No plain number may stand in a torch.where: it would be copied to a GPU, which waits for it.
     unfit = ~torch.isfinite(sums).all()
     skipped, in_a_row, fatal = guard.counts.unbind()
     over = fatal >= 0
+    overflow = torch.zeros_like(unfit)
+    if guard.scale is not None:
+        overflow = unfit & ~over & torch.isfinite(sums[:-1]).all()
+        overflow &= guard.scale.factor > loss_scale.LEAST
+        unfit = unfit & ~overflow
     now = unfit & ~over & (in_a_row >= guard.limit)
     stopped = over | now
     guard.values.copy_(torch.where(now, sums - window, guard.values))
@@ -62,12 +72,15 @@ def judge(guard: Guard, window: Tensor, sums: Tensor, step: int) -> Tensor:
         torch.stack(
             [
                 skipped + (unfit & ~stopped),
-                torch.where(stopped, in_a_row, (in_a_row + 1) * unfit),
+                torch.where(stopped | overflow, in_a_row, (in_a_row + 1) * unfit),
                 fatal + now * (step + 1),  # it was -1
             ]
         )
     )
-    return unfit | stopped
+    bad = unfit | stopped | overflow
+    if guard.scale is not None:
+        loss_scale.update(guard.scale, overflow, bad)
+    return bad
 
 
 def snapshot(guard: Guard) -> list[Tensor]:

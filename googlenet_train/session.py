@@ -133,7 +133,7 @@ def open_session(launch: Launch) -> Session:
     first = distributed.rank() == 0  # the one that writes
     images = {"data.train": launch.train} | ({"data.val": launch.val} if launch.val else {})
     skips = config.optimizer.skip_limit if config.optimizer.on_nonfinite == "skip" else 0
-    guard = numeric.new_guard(model, window, skips)
+    guard = numeric.new_guard(model, window, skips, config.device.precision)
     session = Session(
         launch=launch,
         config=config,
@@ -220,6 +220,7 @@ def _live(session: Session) -> checkpoint.TrainState:
         },
         ema={str(decay): average for decay, average in session.averages.items()},
         window={"sums": session.window, "guard": session.guard.counts},
+        loss_scale=session.guard.scale._asdict() if session.guard.scale else {},
     )
 
 
@@ -274,6 +275,7 @@ def capture(session: Session) -> checkpoint.TrainState:
         momentum=copied(live.momentum),
         ema={decay: copied(average) for decay, average in live.ema.items()},
         window=copied(live.window),
+        loss_scale=copied(live.loss_scale),
         info={
             "version": __version__,
             "config": session.config.model_dump(mode="json", by_alias=True),
@@ -312,6 +314,8 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
             average[name].copy_(tensor)
     session.window.copy_(state.window.get("sums", session.window))
     session.guard.counts.copy_(state.window.get("guard", session.guard.counts))
+    for name, tensor in _live(session).loss_scale.items():
+        tensor.copy_(state.loss_scale.get(name, tensor))  # none where it began in another precision
     session.step = session.saved = state.step
     session.evaluated = state.info["evaluated"]
     session.best = state.info["best"]

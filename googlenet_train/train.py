@@ -8,7 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from googlenet_train import announce, distributed, ema, milestones, numeric, optim, parallel, runs
+from googlenet_train import (
+    announce,
+    distributed,
+    ema,
+    loss_scale,
+    milestones,
+    numeric,
+    optim,
+    parallel,
+    runs,
+)
 from googlenet_train import device as devices
 from googlenet_train.data.loader import (
     Batch,
@@ -69,7 +79,7 @@ def train_step(
     if class_weights is not None:
         on_device = class_weights.to(device, non_blocking=True)
         whole = distributed.all_reduce_sum(torch.full((), sum(weights), device=device))
-    statistics = numeric.snapshot(guard)
+    statistics, scale = numeric.snapshot(guard), guard.scale
     sums = torch.zeros(7, device=device)  # of this step, as the first columns of the window
     for number, batch in enumerate(micro_batches):
         exchanging = parallel.exchanging(model, last=number == len(micro_batches) - 1)
@@ -99,17 +109,21 @@ def train_step(
                 class_weights=on_device,
             )
             # The exchange takes the mean over the ranks; the mean over all images is meant.
-            torch.autograd.backward(losses.total / (whole / (ranks * weights[number])))
+            loss = losses.total / (whole / (ranks * weights[number]))
+            torch.autograd.backward(loss if scale is None else loss * scale.factor)
         logits = outputs if isinstance(outputs, Tensor) else outputs.main
         zero = torch.zeros((), device=device)
-        per_image = [loss.detach() if loss is not None else zero for loss in losses]
+        per_image = [one.detach() if one is not None else zero for one in losses]
         correct = (logits.detach().argmax(1) == labels).float().mean()
         sums[:2] += len(labels) * torch.stack([torch.ones_like(zero), correct])
         sums[2:] += weights[number] * torch.stack([torch.ones_like(zero), *per_image])
 
     distributed.all_reduce_sum(sums)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if scale is not None:
+        loss_scale.unscale(scale, gradients)
+    norm = nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     sums = window + torch.cat([sums, torch.stack([torch.ones_like(norm), norm])])

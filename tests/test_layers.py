@@ -65,6 +65,7 @@ FLOORS = {
         "model",
         "optim",
         "numeric",
+        "loss_scale",
         "scaling",
         "ema",
         "metrics",
