@@ -140,7 +140,9 @@ def prepare(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def topology(device: torch.device, threads: int, ranks: int) -> dict[str, str | int]:
+def topology(
+    device: torch.device, threads: int, ranks: int, *, compiled: bool
+) -> dict[str, str | int]:
     """What must be the same for a resumed run to be bit-identical."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
@@ -152,5 +154,6 @@ def topology(device: torch.device, threads: int, ranks: int) -> dict[str, str | 
         "hardware": hardware,
         "threads": threads,
         "ranks": ranks,
+        "compiled": compiled,
         "torch": torch.__version__.split("+")[0],
     }

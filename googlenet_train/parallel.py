@@ -66,11 +66,20 @@ def exchanging(network: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def take_part(
-    network: nn.Module, guard: numeric.Guard, device: torch.device, size: int, precision: str
+    network: nn.Module,
+    guard: numeric.Guard,
+    device: torch.device,
+    size: int,
+    precision: str,
+    images: Tensor | None = None,
 ) -> None:
-    """Exchange gradients with the other ranks although this one has no image to learn from."""
+    """Exchange gradients with the other ranks although this one has no image to learn from.
+
+    `images`, normalised, are what the network is shown in their place; whichever, nothing changes.
+    """
     before = numeric.snapshot(guard)
-    images = torch.zeros(2, 3, size, size, device=device)
+    if images is None:
+        images = torch.zeros(2, 3, size, size, device=device)
     with devices.autocast(device, precision):
         outputs = network(images)
     logits = (outputs,) if isinstance(outputs, Tensor) else outputs

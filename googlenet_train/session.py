@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from googlenet_train import (
     __version__,
     checkpoint,
+    compiled,
     config_text,
     distributed,
     ema,
@@ -164,11 +165,30 @@ def open_session(launch: Launch) -> Session:
         saved = checkpoint.checkpoints(session.checkpoints)
         session.passed_over = [path for path in saved if checkpoint.step_of(path) > state.step]
     distributed.broadcast(list(checkpoint.named_tensors(_live(session)).values()))
-    session.network = parallel.spread(
-        model, guard, choice.device, launch.image_size(step), config.parts
-    )
+    try:
+        session.network = _network(session)
+    except UserError:
+        session.close()
+        raise
     distributed.together(lambda: _describe_run(session))
     return session
+
+
+def _network(session: Session) -> nn.Module:
+    """The model as a step calls it: compiled, if that is asked for, and spread over the ranks."""
+    config, device = session.config, session.device
+    network: nn.Module = session.model
+    count = config.optimizer.batch_size // config.parts // distributed.world_size()
+    if config.device.compile:
+        say("compile  the network is translated for this device; that takes a while")
+        network = compiled.Compiled(network, count, deterministic=config.device.deterministic)
+    size = session.launch.image_size(session.step)
+    network = parallel.spread(network, session.guard, device, size, config.parts)
+    if config.device.compile:
+        layout = torch.channels_last if config.device.channels_last else torch.contiguous_format
+        images = torch.zeros(count, 3, size, size, device=device).contiguous(memory_format=layout)
+        compiled.warm_up(network, session.guard, images, config.device.precision)
+    return network
 
 
 def _initialise(model: GoogLeNet, launch: Launch, config: Config) -> None:
@@ -332,8 +352,9 @@ def _restore(session: Session, state: checkpoint.TrainState) -> None:
 
 def topology(session: Session) -> dict[str, str | int]:
     """What must be the same for the same bits."""
-    threads = int(session.config.device.threads)
-    return devices.topology(session.device, threads, distributed.world_size())
+    own = session.config.device
+    ranks = distributed.world_size()
+    return devices.topology(session.device, int(own.threads), ranks, compiled=own.compile)
 
 
 def _describe_run(session: Session) -> None:

@@ -40,6 +40,7 @@ FLOORS = {
         "bad_step",
         "announce",
         "session",
+        "compiled",
         "parallel",
         "pretrained",
         "trained",
