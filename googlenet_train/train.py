@@ -20,13 +20,8 @@ from googlenet_train import (
     runs,
 )
 from googlenet_train import device as devices
-from googlenet_train.data.loader import (
-    Batch,
-    ahead,
-    pinned,
-    to_device,
-    training_batch,
-)
+from googlenet_train.data import prefetch
+from googlenet_train.data.loader import Batch, ahead, to_device, training_batch
 from googlenet_train.data.views import Augmentation
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.launch import Launch
@@ -89,14 +84,8 @@ def train_step(
                     parallel.take_part(model, guard, device, batch.images.shape[-1], precision)
             continue
         torch.manual_seed(key(seed, _DROPOUT, step, number * ranks + rank))
-        images = to_device(batch.images, device, mean, std, channels_last)
-        labels = batch.labels.to(device, non_blocking=True)
-        second = batch.second
-        if second is not None:
-            second = (
-                second[0].to(device, non_blocking=True),
-                second[1].to(device, non_blocking=True),
-            )
+        images, labels, second = prefetch.receive(batch, device)
+        images = to_device(images, device, mean, std, channels_last)
         with exchanging:
             with devices.autocast(device, precision):
                 outputs = model(images)
@@ -171,6 +160,7 @@ def batches_to_come(run: Session, side: int | None = None) -> Iterator[Batch]:
     """
     config, parts = run.config, run.config.parts
     augmentation = Augmentation(**dict(config.augment), fit=config.evaluate.fit)
+    stream = prefetch.stream_for(run.device)
 
     def make(number: int) -> Batch:
         step, part = divmod(number, parts)
@@ -188,7 +178,7 @@ def batches_to_come(run: Session, side: int | None = None) -> Iterator[Batch]:
             quarantine=config.data.on_error == "quarantine",
             exif_orientation=config.data.exif_orientation,
         )
-        return pinned(batch) if run.device.type == "cuda" else batch
+        return prefetch.send(batch, stream)
 
     numbers = range(run.step * parts, run.launch.total_steps * parts)
     return ahead(make, numbers, int(config.data.workers))

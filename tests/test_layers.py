@@ -56,6 +56,7 @@ FLOORS = {
         "data.cache",
         "data.pack",
         "data.pack_state",
+        "data.prefetch",
         "data.loader",
         "data.views",
     ],

@@ -31,11 +31,21 @@ class Lost(NamedTuple):
     reason: str
 
 
+class Copied(NamedTuple):
+    """A batch's tensors on a GPU, once its stream has come to `done` (see `prefetch`)."""
+
+    images: Tensor
+    labels: Tensor
+    second: tuple[Tensor, Tensor] | None
+    done: torch.cuda.Event
+
+
 class Batch(NamedTuple):
     images: Tensor  # (N, 3, size, size) uint8, channels last; ten-crop: (N * crops, 3, size, size)
     labels: Tensor  # (N,) int64; of a mixed image the label with the larger share
     second: tuple[Tensor, Tensor] | None = None  # mixed: (N,) the other labels, (N,) their shares
     lost: tuple[Lost, ...] = ()  # the batch is smaller by these
+    copied: Copied | None = None  # the same on the GPU
 
 
 def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Iterator[T]:
