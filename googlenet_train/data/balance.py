@@ -38,7 +38,7 @@ def class_warnings(index: Index, names: Sequence[str], *, weighted: bool) -> lis
         times = f"{counts[high] / counts[low]:.1f} times" if counts[low] else "more than"
         warnings.append(
             f"'{names[high]}' has {times} the photos of '{names[low]}': rare classes will be "
-            "recognised less often. loss.class_weights=auto makes up for it; watch val/top1_macro"
+            "recognised less often; watch val/top1_macro. loss.class_weights can weigh them more"
         )
     return warnings
 
