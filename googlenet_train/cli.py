@@ -10,6 +10,7 @@ from pathlib import Path
 from googlenet_train import __version__, allocator, bare_folder, distributed
 from googlenet_train.arguments import Parser
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.out_of_memory import is_out_of_memory
 
 WELCOME = """\
 googlenet-train trains GoogLeNet from one YAML file. For example:
@@ -22,6 +23,8 @@ Every setting, with its reason: googlenet-train config --defaults
 Every flag: googlenet-train --help
 """
 
+# Where training or an evaluation of its own is short of it, it says more: see shortage.py.
+_MORE_MEMORY = "End other programs that use the device, or take one with more (--device cpu)."
 VERBS = ("train", "evaluate", "predict", "check", "data", "config")
 
 
@@ -48,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # those that a person can mend better are UserErrors by now
         _tell(distributed.as_user_error(error))
         return ExitCode.STORAGE
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = (str(error).splitlines() or [""])[0][:200]
+            _tell(UserError(f"out of memory. {_MORE_MEMORY} ({reason})", ExitCode.USAGE))
+            return ExitCode.USAGE
         traceback.print_exc()
         print(
             f"error    this is a bug of googlenet-train {__version__}; the lines above show where",

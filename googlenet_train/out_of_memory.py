@@ -1,6 +1,4 @@
-"""How PyTorch says that memory is short."""
-
-import torch
+"""How PyTorch and Python say that memory is short. Known by its words: torch is not needed."""
 
 # The CPU's allocator, MPS and some of CUDA's libraries raise a plain RuntimeError.
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -8,6 +6,6 @@ _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means that a tensor found no room, in the device's memory or the host's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)

@@ -18,6 +18,7 @@ from googlenet_train import (
     optim,
     parallel,
     runs,
+    shortage,
 )
 from googlenet_train import device as devices
 from googlenet_train.data import prefetch
@@ -141,7 +142,9 @@ def train(launch: Launch) -> ExitCode:
             announce.introduce(run)
             return _train(run, signals)
         except UserError as error:
-            if error.exit_code == ExitCode.DATA:  # an image failed, not the run
+            if error.exit_code == ExitCode.DATA or (
+                isinstance(error, shortage.EvaluationTooLarge) and not distributed.in_group()
+            ):  # an image or an evaluation failed, not the run
                 _save_what_was_learnt(run)
             raise
         finally:
@@ -224,7 +227,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
         try:
             run.background.check()
             if run.step < total:
-                with clock.waiting():
+                with clock.waiting(), shortage.in_training(run):
                     micro_batches = [next(batches) for _ in range(parts)]
         except (UserError, OSError) as raised:
             error = distributed.as_user_error(raised)
@@ -236,7 +239,7 @@ def _train(run: Session, signals: Signals) -> ExitCode:
         )
         if _evaluation_due(run):
             saved_before = run.saved == run.step  # by a process that was stopped at this point
-            with clock.paused():
+            with clock.paused(), shortage.in_evaluation(run):
                 milestones.evaluate_run(run, signals)
                 if saved_before and run.evaluated == run.step:
                     milestones.save(
@@ -259,7 +262,8 @@ def _train(run: Session, signals: Signals) -> ExitCode:
             milestones.leave_out(run, "data.train", distributed.gather_all(mine), run.step + 1)
         if run.step == 0:
             announce.show_training_photos(run, micro_batches[0])
-        take_step(run, micro_batches, count)
+        with shortage.in_training(run):
+            take_step(run, micro_batches, count)
         run.reporter.advance(run.step, config.schedule.epochs)
         if run.step % config.log.every_steps == 0 or run.step == total:
             milestones.log(run, clock)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from googlenet_train import checkpoint
+from googlenet_train import checkpoint, shortage
 from googlenet_train.data.decode import UndecodableImage, decode
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import ahead
@@ -68,7 +67,8 @@ def first_steps(launch: Launch) -> Trial:
     with tempfile.TemporaryDirectory(prefix="googlenet-train-check-") as folder:
         run = open_session(replace(launch, folder=Path(folder), resume=False))
         try:
-            step, training = _timed_steps(run)
+            with shortage.in_training(run):
+                step, training = _timed_steps(run)
             if int(run.guard.counts[-1]) >= 0:
                 raise UserError(
                     "the loss or its gradients are not finite in the first steps. Lower "
@@ -79,19 +79,12 @@ def first_steps(launch: Launch) -> Trial:
             state = capture(run)
             pause = time.monotonic() - began
             size = checkpoint.size(state)
-            seconds = _timed_evaluation(run)
+            run.step = 0  # nothing of it stays
+            with shortage.in_evaluation(run):
+                seconds = _timed_evaluation(run)
             return Trial(
                 run.choice.why, line, step, training, seconds, _evaluations(run), size, pause
             )
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "t allocate" not in str(error):
-                raise
-            raise UserError(
-                f"memory does not suffice for a step: optimizer.batch_size "
-                f"{launch.config.optimizer.batch_size} at {launch.config.largest_side} px. "
-                "optimizer.accumulate=2 halves what is needed, and changes nothing else",
-                ExitCode.USAGE,
-            ) from None
         finally:
             run.close()
 

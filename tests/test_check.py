@@ -126,15 +126,23 @@ def test_a_full_disk(place, capsys, monkeypatch):
     assert "0.62 GB for 3 checkpoints" in found(lines, "problem")[0]
 
 
-def test_too_little_memory(place, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [
+        ("take_step", "out of memory in a training step: 8 images of 32 px at once. optimizer.acc"),
+        ("evaluate", "out of memory in an evaluation: 256 images of 32 px at once. evaluate.batch"),
+    ],
+)
+def test_too_little_memory(place, capsys, monkeypatch, work, told):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(trial, "take_step", full)
+    monkeypatch.setattr(trial, work, full)
     code, lines = asked(capsys)
     assert code == ExitCode.USAGE
-    assert "optimizer.batch_size 8 at 32 px" in found(lines, "problem")[0]
-    assert "optimizer.accumulate=2" in found(lines, "problem")[0]
+    [problem] = found(lines, "problem")
+    assert told in problem
+    assert "--resume" not in problem
 
 
 @pytest.mark.slow

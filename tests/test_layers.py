@@ -38,6 +38,7 @@ FLOORS = {
     "services": [
         "milestones",
         "bad_step",
+        "shortage",
         "announce",
         "session",
         "compiled",
@@ -130,6 +131,7 @@ WITHOUT_TORCH = [
     "storage",
     "signals",
     "distributed",
+    "out_of_memory",
     "scaling",
     "data.names",
     "data.shards",
