@@ -133,6 +133,8 @@ def prepare(
         torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # TF32. Of the two ways to say it the older: after the newer one (`fp32_precision`) the
+        # questions of the older, which torch.compile asks, are refused (torch 2.14).
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
     torch.use_deterministic_algorithms(deterministic or device.type == "cpu")

@@ -84,6 +84,7 @@ def train_step(
                 with exchanging:
                     parallel.take_part(model, guard, device, batch.images.shape[-1], precision)
             continue
+        # On a GPU too this sets two numbers on the host, and waits for nothing.
         torch.manual_seed(key(seed, _DROPOUT, step, number * ranks + rank))
         images, labels, second = prefetch.receive(batch, device)
         images = to_device(images, device, mean, std, channels_last)

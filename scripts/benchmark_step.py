@@ -81,7 +81,7 @@ def contender(name: str, size: int, batch: int, seconds: float) -> contenders.Ro
     precision = devices.good_precision(device)
     torch.manual_seed(0)
     if name == "peak":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
         return contenders.matrix_product(device, dtype)
     if name == "ours":
         devices.prepare(device)
@@ -119,7 +119,7 @@ def our_step(size: int, batch: int, device: Any, precision: str) -> Callable[[],
     live = model.state_dict()
     averages = {0.9999: ema.start(live)}
     window = torch.zeros(len(WINDOW), device=device)
-    guard = numeric.new_guard(model, window, limit=0)
+    guard = numeric.new_guard(model, window, limit=0, precision=precision)
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     images = Batch(pixels, torch.randint(0, CLASSES, (batch,)))

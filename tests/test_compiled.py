@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,14 @@ def images(count: int, size: int) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=generator)
 
 
+def with_backend(compile: Callable, backend: str, call: Callable, **named: object) -> Callable:
+    """torch.compile without its slow end, the C++ compiler."""
+    return compile(call, dynamic=named["dynamic"], backend=backend)
+
+
 def test_it_compiles_each_size_once_and_for_whole_batches_alone(graphs, monkeypatch):
     """A shape that became variable would save the third: then a step depends on those before."""
-    compile = torch.compile
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda call, dynamic, options: compile(call, dynamic=dynamic, backend="eager"),
-    )
+    monkeypatch.setattr(torch, "compile", partial(with_backend, torch.compile, "eager"))
     network, plain = compiled.Compiled(small(), 8, deterministic=True), small()
     for count, size in [(8, 16), (7, 16), (6, 16), (8, 24), (5, 24), (8, 16), (8, 20), (8, 24)]:
         outputs = [net(images(count, size)) for net in (network, plain)]
@@ -198,3 +199,29 @@ def test_on_two_ranks(tmp_path, cache, monkeypatch):
     assert one == other
     translated, plain = map(torch.tensor, one)
     torch.testing.assert_close(translated, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_whole_network_is_one_graph(graphs, monkeypatch):
+    """In bfloat16, where it has a gradient of its own; its last bit may be another one."""
+    import torch._dynamo
+
+    model = GoogLeNet(3, dropout=0, aux_dropout=0).to(memory_format=torch.channels_last)
+    pixels = images(4, 32).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch, "compile", partial(with_backend, torch.compile, "aot_eager"))
+    translated = compiled.Compiled(model, 4, deterministic=True)
+    gradients = []
+    for network in (model, translated):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = network(pixels)
+        torch.autograd.backward(sum(head.float().square().mean() for head in outputs))
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        model.zero_grad()
+    assert graphs() == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    length, apart = (
+        torch.nn.utils.get_total_norm(part).item()
+        for part in (gradients[0], [a - b for a, b in zip(*gradients, strict=True)])
+    )
+    assert length > 0
+    assert apart < 0.05 * length

@@ -61,6 +61,23 @@ def test_autocast(precision, dtype):
         assert nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == dtype
 
 
+def test_on_a_gpu_float32_is_tf32_however_one_asks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        devices.prepare(torch.device("cuda", 0))
+        assert torch.backends.cudnn.benchmark
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(before)
+
+
 # --- the factor ----------------------------------------------------------------------------------
 
 
