@@ -4,7 +4,7 @@ Polyak & Juditsky (1992); the paper's section 6 uses it for the final model. An 
 dictionary of tensors under the network's own names, so `torch.func.functional_call` evaluates it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,11 +37,24 @@ def update(
 
     Parameters and BatchNorm statistics alike: statistics belong to the weights they were taken
     under, so both must be averaged the same way. Nothing changes where `bad`, a 0-dim boolean on
-    the device, is true; the device is not waited for.
+    the device, is true; the device is not waited for. float32 throughout: on the CPU by
+    `Tensor.lerp_`, elsewhere as average + (1 - d) (live - average).
     """
-    share = 1 - d if bad is None else ~bad * (1 - d)
-    for name, tensor in average.items():
-        if tensor.is_floating_point():
-            tensor.lerp_(live[name], share)
-        else:
-            tensor.copy_(live[name] if bad is None else torch.where(bad, tensor, live[name]))
+    device = next(iter(average.values())).device
+    good = torch.ones((), dtype=torch.bool, device=device) if bad is None else ~bad
+    floats = [name for name, tensor in average.items() if tensor.is_floating_point()]
+    others = [name for name, tensor in average.items() if not tensor.is_floating_point()]
+    for names, share in ((floats, good * (1 - d)), (others, good.long())):
+        mine, theirs = [average[name] for name in names], [live[name] for name in names]
+        if names and device.type == "cpu" and names is floats:
+            # Memory is what takes the time: three passes instead of one take three times as long.
+            torch._foreach_lerp_(mine, theirs, [share] * len(mine))
+        elif names:
+            _approach(mine, theirs, share)
+
+
+def _approach(mine: Sequence[Tensor], theirs: Sequence[Tensor], share: Tensor) -> None:
+    """mine += share (theirs - mine), where each tensor by itself would cost a GPU its start."""
+    steps = torch._foreach_sub(list(theirs), list(mine))
+    torch._foreach_mul_(steps, share)
+    torch._foreach_add_(list(mine), steps)

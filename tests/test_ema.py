@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from googlenet_train import ema
 
@@ -116,3 +117,51 @@ def test_parameters_that_require_gradients():
     average = ema.start(model.state_dict(keep_vars=True))
     ema.update(average, model.state_dict(keep_vars=True), 0.5)
     assert not any(tensor.requires_grad for tensor in average.values())
+
+
+def random_state(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(64, 3, 7, 7), (64,), (1024, 10), (1,)]
+    state = {f"{n}": torch.randn(size, generator=generator) for n, size in enumerate(sizes)}
+    return state | {"count": torch.tensor(2**40 + seed)}
+
+
+@pytest.mark.parametrize("d", [0.1, 0.6, 0.9999])
+def test_the_bits_are_those_of_lerp(d):
+    average, live, good = random_state(0), random_state(1), torch.tensor(True)
+    ema.update(average, live, d, ~good)
+    for name, tensor in random_state(0).items():
+        if name != "count":
+            assert torch.equal(average[name], tensor.lerp(live[name], good * (1 - d)))
+    assert torch.equal(average["count"], live["count"])
+
+
+@pytest.mark.parametrize("d", [0.1, 0.6, 0.9999])
+def test_what_a_gpu_computes_is_the_same(d):
+    mine, theirs = (list(random_state(seed).values())[:-1] for seed in (0, 1))
+    expected = [d * a.double() + (1 - d) * b.double() for a, b in zip(mine, theirs, strict=True)]
+    before = [tensor.clone() for tensor in mine]
+    ema._approach(mine, theirs, torch.tensor(False) * (1 - d))
+    assert all(torch.equal(*pair) for pair in zip(mine, before, strict=True))
+    ema._approach(mine, theirs, torch.tensor(True) * (1 - d))
+    for tensor, wanted in zip(mine, expected, strict=True):
+        torch.testing.assert_close(tensor.double(), wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_a_gpu_is_asked_once_for_all_tensors():
+    """And not once for each of them, as on the CPU, where asking costs next to nothing."""
+
+    asked: list[str] = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, given=(), named=None):
+            asked.append(function.__name__)
+            return function(*given, **(named or {}))
+
+    tensors = {f"{n}": torch.zeros(3, device="meta") for n in range(100)}
+    tensors["count"] = torch.zeros((), dtype=torch.int64, device="meta")
+    average, bad = ema.start(tensors), torch.tensor(False, device="meta")
+    with Calls():
+        ema.update(average, tensors, 0.9, bad)
+    assert len(asked) < 20
+    assert not any("lerp" in name for name in asked)  # with a share each it is asked for each
