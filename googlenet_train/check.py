@@ -26,6 +26,7 @@ from googlenet_train.data.folders import FolderFiles
 from googlenet_train.data.index import Index
 from googlenet_train.data.names import is_hidden, is_photo, printable
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.memory import gigabytes
 from googlenet_train.scaling import Known
 
 if TYPE_CHECKING:
@@ -302,6 +303,26 @@ def _judge_unreadable(
         report.problem("photos", f"{message}. The run would stop: {mend}{other}", ExitCode.DATA)
 
 
+def _judge_memory(report: Report, facts: dict[str, Any], tried: "Trial") -> None:
+    found = tried.memory
+    if found is None:
+        report.ok("memory", "this device does not say what it takes")
+        return
+    facts["memory_bytes"] = {"peak": found.peak, **found._asdict()}
+    parts = f"{gigabytes(found.training)} in a training step"
+    parts += f", {gigabytes(found.evaluation)} in an evaluation" if found.evaluation else ""
+    if found.checkpoint:
+        parts += f", {gigabytes(found.checkpoint)} for a checkpoint that is written meanwhile"
+    line = f"about {gigabytes(found.peak)} GB at the peak: {parts}"
+    if found.room is not None:
+        line += f"; {gigabytes(found.room)} GB to be had"
+        if found.peak > found.room:
+            mend = "optimizer.accumulate=2 or a smaller evaluate.batch_size takes less"
+            report.warning("memory", f"{line}. The run may be ended for it: {mend}")
+            return
+    report.ok("memory", line)
+
+
 def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) -> "Trial":
     from googlenet_train import trial
     from googlenet_train.reporting import duration
@@ -314,6 +335,7 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
         f"batch {planned.config.optimizer.batch_size} at {planned.config.largest_side} px: "
         f"{tried.step:.2f} s a step on {tried.device}",
     )
+    _judge_memory(report, facts, tried)
     needed = tried.checkpoint * (planned.config.checkpoint.keep + 2)  # the best; one being written
     free = shutil.disk_usage(_existing(planned.folder)).free
     room = f"{needed / 1e9:.2f} GB for {planned.config.checkpoint.keep} checkpoints, the best one "

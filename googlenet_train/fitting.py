@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from googlenet_train import checkpoint, config_text, distributed, memory
+from googlenet_train import allocator, checkpoint, config_text, distributed, memory
 from googlenet_train import device as devices
 from googlenet_train.data import order
 from googlenet_train.data.loader import Batch
@@ -91,7 +91,11 @@ def _choose(
 @contextlib.contextmanager
 def _trial_session(launch: Launch) -> Iterator[Session]:
     """A session like the run's own, at step 0, in a folder that does not stay. It says nothing."""
-    config = config_text.resolved(launch.config, {"data.cache": "none", "optimizer.accumulate": 1})
+    config = config_text.resolved(
+        launch.config,
+        # Compiling takes minutes, and what it makes takes no more memory.
+        {"data.cache": "none", "optimizer.accumulate": 1, "device.compile": False},
+    )
     device = devices.choose(config.device.kind).device
     gpus = [device] if device.type == "cuda" else []
     with (
@@ -173,6 +177,7 @@ def _a_little_spare(device: torch.device) -> Iterator[None]:
 def _give_back() -> None:
     """Return to the device what a step has left: nothing else holds its tensors any more."""
     gc.collect()
+    allocator.give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -197,6 +202,7 @@ def step_bytes(run: Session) -> Callable[[int], int]:
     the weights, momentum and averages, once more for a checkpoint that is being written, and the
     batches made ahead.
     """
+    allocator.give_back()
     memory.forget_peak()
     before = memory.peak() or 0
     points: list[tuple[int, int]] = []

@@ -59,6 +59,14 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def resident() -> int | None:
+    """Bytes that this process has in memory now; None where the system does not say (no Linux)."""
+    with suppress(OSError, ValueError, StopIteration):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * next(int(v) for k, v in _pairs(status) if k == "VmRSS:")
+    return None
+
+
 def peak() -> int | None:
     """The most bytes that this process has had in memory since `forget_peak`; None on Windows."""
     with suppress(OSError, ValueError, StopIteration):

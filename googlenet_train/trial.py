@@ -1,6 +1,7 @@
 """The first steps of a run, taken in a temporary folder to see whether they can be taken."""
 
 import itertools
+import statistics
 import tempfile
 import time
 from dataclasses import replace
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from googlenet_train import checkpoint, shortage
+from googlenet_train import allocator, checkpoint, memory, shortage
+from googlenet_train.data.cache import CachedFiles
 from googlenet_train.data.decode import UndecodableImage, decode
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import ahead
@@ -21,7 +24,22 @@ from googlenet_train.session import Session, capture, open_session
 from googlenet_train.train import batches_to_come, take_step
 
 MOST_SECONDS = 10.0  # for decoding photos of one data set, and for taking more than one step
+# Of the state, while it is written: as it was, and in the file's order or read back from the disk.
+_COPIES = 2
 STEPS = 4  # the first is slower and not counted, where there is time for another
+
+
+class Memory(NamedTuple):
+    """Bytes at the peak of a run: of the process on the CPU, of the device's memory on a GPU."""
+
+    training: int  # in a step with the largest images
+    evaluation: int
+    checkpoint: int  # while one is written beside a step
+    room: int | None  # that could be had; None: unknown
+
+    @property
+    def peak(self) -> int:
+        return max(self.training + self.checkpoint, self.evaluation)
 
 
 class Trial(NamedTuple):
@@ -33,6 +51,7 @@ class Trial(NamedTuple):
     evaluations: int
     checkpoint: int  # bytes
     pause: float  # seconds that training stands still for one
+    memory: Memory | None  # None where the device or the system does not say
 
 
 def decode_some(index: Index, workers: int, *, everything: bool) -> list[tuple[str, str]]:
@@ -67,8 +86,13 @@ def first_steps(launch: Launch) -> Trial:
     with tempfile.TemporaryDirectory(prefix="googlenet-train-check-") as folder:
         run = open_session(replace(launch, folder=Path(folder), resume=False))
         try:
+            # First: what a step takes may be kept, and would hide what an evaluation takes.
+            with shortage.in_evaluation(run):
+                seconds, evaluation = _tried_evaluation(run)
+            forget_peak(run.device)
             with shortage.in_training(run):
                 step, training = _timed_steps(run)
+            most = peak(run.device)
             if int(run.guard.counts[-1]) >= 0:
                 raise UserError(
                     "the loss or its gradients are not finite in the first steps. Lower "
@@ -79,11 +103,16 @@ def first_steps(launch: Launch) -> Trial:
             state = capture(run)
             pause = time.monotonic() - began
             size = checkpoint.size(state)
-            run.step = 0  # nothing of it stays
-            with shortage.in_evaluation(run):
-                seconds = _timed_evaluation(run)
             return Trial(
-                run.choice.why, line, step, training, seconds, _evaluations(run), size, pause
+                device=run.choice.why,
+                fitting=line,
+                step=step,
+                training=training,
+                evaluation=seconds,
+                evaluations=_evaluations(run),
+                checkpoint=size,
+                pause=pause,
+                memory=_memory(run, most, evaluation, size),
             )
         finally:
             run.close()
@@ -123,21 +152,68 @@ def _timed_step(run: Session, side: int) -> float:
         times.append(time.monotonic() - begun)
         if time.monotonic() - started > MOST_SECONDS:
             break
-    return min(times[1:] or times)
+    return statistics.median(times[1:] or times)
 
 
-def _timed_evaluation(run: Session) -> float:
-    """Seconds of one evaluation, from that of a few photos."""
+def _tried_evaluation(run: Session) -> tuple[float, int | None]:
+    """Seconds of one evaluation, and its bytes at the peak, from that of a few photos.
+
+    Both grow with the photos in a straight line: the seconds with all, the bytes with those that
+    are evaluated at once.
+    """
     val = run.launch.val
     if val is None:
-        return 0.0
+        return 0.0, None
+    forget_peak(run.device)
+    before = peak(run.device)
     some = val.chosen(np.linspace(0, len(val) - 1, min(len(val), 64)).round().astype(np.int64))
     networks = {"val": with_weights(run.model)}
     networks |= {f"{d}": with_weights(run.model, average) for d, average in run.averages.items()}
     run.model.eval()
     started = time.monotonic()
     evaluate(networks, some, Setting.of(run.config, run.device))
-    return (time.monotonic() - started) * len(val) / len(some)
+    seconds = (time.monotonic() - started) * len(val) / len(some)
+    most = peak(run.device)
+    if before is None or most is None:
+        return seconds, None
+    at_once = min(run.config.evaluate.batch_size, len(val))
+    return seconds, before + (most - before) * at_once // min(at_once, len(some))
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        allocator.give_back()
+        memory.forget_peak()
+
+
+def peak(device: torch.device) -> int | None:
+    """The most bytes since `forget_peak`: of tensors on a GPU, of the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return memory.peak() if device.type == "cpu" else None
+
+
+def _memory(
+    run: Session, training: int | None, evaluation: int | None, checkpoint: int
+) -> Memory | None:
+    """Of a run of which `training` and `evaluation` were measured, checkpoints of so many bytes."""
+    if training is None:
+        return None
+    if run.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(run.device)
+        room = free + torch.cuda.memory_reserved(run.device)
+        return Memory(training, evaluation or 0, 0, room)  # a checkpoint is written from the host
+    left, held = memory.available(), memory.resident()
+    photos = run.launch.train.files
+    to_come = photos.to_come() if isinstance(photos, CachedFiles) else 0
+    return Memory(
+        training=training + to_come,
+        evaluation=(evaluation or 0) + to_come,
+        checkpoint=_COPIES * checkpoint,
+        room=left + held if left is not None and held is not None else None,
+    )
 
 
 def _evaluations(run: Session) -> int:

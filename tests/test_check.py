@@ -43,6 +43,7 @@ def test_a_run_that_would_start(place, capsys):
     assert "ok       photos   train: 30 of 30 photos decoded, all can be read" in lines
     assert "ok       copies   no photo to evaluate on is among those to train on" in lines
     assert any(line.startswith("ok       step     batch 8 at 32 px: ") for line in lines)
+    assert any(line.startswith("ok       memory   about ") for line in lines)
     assert lines[-2].endswith(": 6 steps and 2 evaluations")
 
 
@@ -58,6 +59,10 @@ def test_json_alone(place, capsys):
     # Weights, momentum and one average; the statistics of batch normalisation are little.
     parameters = sum(p.numel() for p in GoogLeNet(3).parameters())
     assert 1 < answer["checkpoint_bytes"] / (3 * 4 * parameters) < 1.01
+    memory = answer["memory_bytes"]
+    assert memory["checkpoint"] == 2 * answer["checkpoint_bytes"]
+    assert memory["peak"] == memory["training"] + memory["checkpoint"]
+    assert memory["training"] > 3 * 4 * parameters
 
 
 def test_a_folder_of_photos(place, capsys):

@@ -275,6 +275,7 @@ def test_a_run_keeps_what_was_found_at_its_step_0(place, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_with_auto_a_run_is_the_same_run(place, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 10**12)
     monkeypatch.setattr(fitting, "by_measure", measured := _two(fitting.by_measure))

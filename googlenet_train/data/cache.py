@@ -60,7 +60,7 @@ def open_cache(
         why = why or " may not fit: this system does not say how much memory is free"
         return Cache(index, "none", f"none: {what}{why}")
     rest = "" if fits or limit is None else "; those that do not fit are decoded each time"
-    files = CachedFiles(index.files, short_side, exif_orientation, limit)
+    files = CachedFiles(index.files, short_side, exif_orientation, limit, needed)
     line = f"{what} are decoded once, {gigabytes(needed)}{room or ' GB'}{rest}"
     return Cache(replace(index, files=files), "ram", line)
 
@@ -90,6 +90,7 @@ class CachedFiles:
     short_side: int
     exif_orientation: bool
     limit: int | None
+    needed: int  # bytes that all photos would take
     kept: dict[int, bytes] = field(default_factory=dict, init=False, repr=False)
     _used: list[int] = field(default_factory=lambda: [0], init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -109,7 +110,12 @@ class CachedFiles:
 
     def chosen(self, places: npt.NDArray[np.int64]) -> "CachedFiles":
         files = self.files.chosen(places)
-        return CachedFiles(files, self.short_side, self.exif_orientation, self.limit)
+        return replace(self, files=files)
+
+    def to_come(self) -> int:
+        """Bytes that will be kept beside those that are kept already."""
+        most = self.needed if self.limit is None else min(self.needed, self.limit)
+        return max(0, most - self._used[0])
 
     def read(self, i: int) -> bytes | memoryview:
         """A PPM; of a photo that cannot be decoded its own bytes, for the reader to find out."""
