@@ -127,9 +127,8 @@ def show_predictions(run: Session, index: Index, setting: Setting) -> None:
     if len(batch.labels) == 0:
         return
     average = run.averages[max(run.averages)] if run.averages else None
-    run.model.eval()
-    p = probabilities(with_weights(run.model, average), batch.images, setting).cpu()
-    run.model.train()
+    network = with_weights(run.model, average, setting.precision)
+    p = probabilities(network, batch.images, setting).cpu()
     top, guess = (t.tolist() for t in p.max(1))
     labels = batch.labels.tolist()
     names = run.launch.sources.names

@@ -14,6 +14,9 @@ from googlenet_train.errors import ExitCode, UserError
 _SMALL_TURING = re.compile(r"GTX 16|MX[45]50|\bT(400|500|550|600|1000|1200|2000)\b")
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class Choice(NamedTuple):
     device: torch.device
     why: str
@@ -105,8 +108,8 @@ def good_precision(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    half = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, half, enabled=precision != "fp32")
+    enabled = precision != "fp32"
+    return torch.autocast(device.type, DTYPES[precision] if enabled else None, enabled=enabled)
 
 
 def threads_per_rank() -> int:

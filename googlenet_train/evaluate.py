@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from googlenet_train import device as devices
 from googlenet_train import distributed, metrics
@@ -13,6 +13,8 @@ from googlenet_train.config import Config
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, pinned, to_device
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.model.inference import folded, images_at_once
 from googlenet_train.signals import Signals
 
 _NOTHING = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64))
@@ -59,15 +61,21 @@ class Setting:
         )
 
 
-def with_weights(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> Network:
-    """`model` in evaluation, with its own weights or with `weights` under the same names."""
+def with_weights(
+    model: GoogLeNet, weights: Mapping[str, Tensor] | None = None, precision: str = "fp32"
+) -> Network:
+    """`model` as it is now, made for inference, with its own weights or with `weights`."""
+    dtype = devices.DTYPES[precision]
+    network = folded(model, weights, dtype=dtype)
 
-    def network(images: Tensor) -> Tensor:
-        if weights is None:
-            return cast(Tensor, model(images))
-        return cast(Tensor, torch.func.functional_call(model, dict(weights), (images,)))
+    def run(images: Tensor) -> Tensor:
+        images = images.to(dtype)
+        if images.device.type != "cpu":
+            return cast(Tensor, network(images))
+        parts = torch.split(images, images_at_once(images.shape[-1], dtype))
+        return torch.cat([network(part) for part in parts])
 
-    return network
+    return run
 
 
 def ensemble(networks: Sequence[Network]) -> Network:
@@ -86,9 +94,7 @@ def probabilities(network: Network, images: Tensor, setting: Setting) -> Tensor:
     Probabilities are averaged over an image's views.
     """
     x = to_device(images, setting.device, setting.mean, setting.std, setting.channels_last)
-    with devices.autocast(setting.device, setting.precision):
-        logits = network(x)
-    p = logits.float().softmax(1)
+    p = network(x).float().softmax(1)
     return p.reshape(-1, setting.views, p.shape[1]).mean(1)
 
 

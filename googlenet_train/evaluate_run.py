@@ -52,9 +52,9 @@ def evaluate_runs(
         weights = "raw"
     kinds = ("raw", "ema") if weights == "both" else (weights,)
     networks = {
-        kind: ensemble([t.network(kind) for t in trained])
+        kind: ensemble([t.network(kind, setting.precision) for t in trained])
         if len(trained) > 1
-        else first.network(kind)
+        else first.network(kind, setting.precision)
         for kind in kinds
     }
     quarantine = Quarantine({where: index}, first.config.data.quarantine_limit)

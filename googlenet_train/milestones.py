@@ -97,13 +97,13 @@ def evaluate_run(run: Session, signals: Signals) -> None:
     if index is None:
         run.evaluated = run.step
         return
-    networks = {"val": with_weights(run.model)}
-    for decay in sorted(run.averages):
-        networks[f"val_ema_{decay}"] = with_weights(run.model, run.averages[decay])
     setting = Setting.of(run.config, run.device)
+    networks = {"val": with_weights(run.model, None, setting.precision)}
+    for decay in sorted(run.averages):
+        average = run.averages[decay]
+        networks[f"val_ema_{decay}"] = with_weights(run.model, average, setting.precision)
     hidden = True if distributed.rank() else None  # None: where there is no terminal
     bar = tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=hidden)
-    run.model.eval()
     try:
         results = evaluate(
             networks,
@@ -114,7 +114,6 @@ def evaluate_run(run: Session, signals: Signals) -> None:
             leave_out=lambda lost: leave_out(run, "data.val", lost, run.step),
         )
     finally:
-        run.model.train()
         bar.close()
     if results is None:
         return

@@ -28,7 +28,7 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     trained = open_trained(run, which, choice.device)
     devices.prepare(choice.device)
     setting = Setting.of(trained.config, choice.device)
-    network = trained.network("ema")
+    network = trained.network("ema", setting.precision)
     top = min(5, len(trained.classes))
 
     def make(i: int) -> Tensor | Exception:

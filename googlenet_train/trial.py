@@ -167,11 +167,14 @@ def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     forget_peak(run.device)
     before = peak(run.device)
     some = val.chosen(np.linspace(0, len(val) - 1, min(len(val), 64)).round().astype(np.int64))
-    networks = {"val": with_weights(run.model)}
-    networks |= {f"{d}": with_weights(run.model, average) for d, average in run.averages.items()}
-    run.model.eval()
+    setting = Setting.of(run.config, run.device)
+    networks = {"val": with_weights(run.model, None, setting.precision)}
+    networks |= {
+        f"{d}": with_weights(run.model, average, setting.precision)
+        for d, average in run.averages.items()
+    }
     started = time.monotonic()
-    evaluate(networks, some, Setting.of(run.config, run.device))
+    evaluate(networks, some, setting)
     seconds = (time.monotonic() - started) * len(val) / len(some)
     most = peak(run.device)
     if before is None or most is None:

@@ -148,13 +148,13 @@ def test_predict_and_evaluate_follow_the_run(in_folder, capsys):
         color=(124, 116, 104),
     )
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    expected = probabilities(trained.network("ema"), pixels, setting)[0]
+    expected = probabilities(trained.network("ema", setting.precision), pixels, setting)[0]
     for entry in said:
         share = 100 * float(expected[trained.classes.index(entry["class"])])
         assert entry["percent"] == pytest.approx(share, abs=0.2)
     # The centre alone looks different to the network, so the above tells the two apart.
     centre = evaluation_views(Path("wide.png").read_bytes(), 32)
-    other = probabilities(trained.network("ema"), centre, setting)[0]
+    other = probabilities(trained.network("ema", setting.precision), centre, setting)[0]
     assert float((expected - other).abs().max()) > 0.005
 
     assert cli.main(["evaluate", "padded", "--json"]) == ExitCode.DONE

@@ -63,6 +63,7 @@ FLOORS = {
     ],
     "pure parts": [
         "loss",
+        "model.inference",
         "model.googlenet",
         "model.pooling",
         "model",

@@ -47,7 +47,7 @@ def test_logits_are_those_of_predict_and_pixels_those_of_evaluation(
     photos = sorted(map(str, Path("photos/val").rglob("*.jpg")))
     assert cli.main(["predict", "runs/tiny", *photos, "--json"]) == ExitCode.DONE
     said = json.loads(capsys.readouterr().out)
-    network = open_trained("runs/tiny", "last", torch.device("cpu")).network("ema")
+    network = open_trained("runs/tiny", "last", torch.device("cpu")).network("ema", "fp32")
     index = open_source("photos/val")
     images = evaluation_batch(index, range(len(index)), 32).images
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -53,7 +53,9 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         trial, "evaluate", lambda networks, photos, setting: seen.append(len(photos))
     )
-    monkeypatch.setattr(trial.Setting, "of", lambda config, device: None)
+    plain = SimpleNamespace(precision="fp32")
+    monkeypatch.setattr(trial.Setting, "of", lambda config, device: plain)
+    monkeypatch.setattr(trial, "with_weights", lambda *given: None)
     monkeypatch.setattr(trial, "forget_peak", lambda device: None)
     monkeypatch.setattr(trial, "peak", lambda device: (500 + 100 * len(seen)) * MB)
     return seen
