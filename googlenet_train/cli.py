@@ -296,6 +296,12 @@ def _evaluate(words: list[str]) -> int:
         "--crops", type=int, default=1, choices=[1, 10, 144], help="views of each image"
     )
     parser.add_argument("--data", metavar="SOURCE", help="other images than the run's data.val")
+    parser.add_argument(
+        "--compile",
+        default="auto",
+        choices=["yes", "no", "auto"],
+        help="translate the network for this machine first (default: where it pays)",
+    )
     _saved_run_arguments(parser)
     given = parser.parse_intermixed_args(words)
 
@@ -312,6 +318,7 @@ def _evaluate(words: list[str]) -> int:
             source=given.data,
             which=given.checkpoint,
             kind=given.device,
+            compile_it=given.compile,
             as_json=given.json,
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from googlenet_train.model.inference import folded, images_at_once
 from googlenet_train.signals import Signals
 
 _NOTHING = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64))
+_CONSTANTS: dict[str, Any] = {"freezing": True}  # of the compiler: weights are constants
 Network = Callable[[Tensor], Tensor]  # normalised images (N, 3, size, size) to logits (N, classes)
 
 
@@ -62,18 +63,30 @@ class Setting:
 
 
 def with_weights(
-    model: GoogLeNet, weights: Mapping[str, Tensor] | None = None, precision: str = "fp32"
+    model: GoogLeNet,
+    weights: Mapping[str, Tensor] | None = None,
+    precision: str = "fp32",
+    compiled: bool = False,
 ) -> Network:
-    """`model` as it is now, made for inference, with its own weights or with `weights`."""
+    """`model` as it is now, made for inference, with its own weights or with `weights`.
+
+    `compiled` by torch.compile, for batches as large as the first; a smaller last one runs as it
+    is, since compiling takes longer than a batch.
+    """
     dtype = devices.DTYPES[precision]
     network = folded(model, weights, dtype=dtype)
+    fast = torch.compile(network, dynamic=False, options=_CONSTANTS) if compiled else network
+    at_once: int | None = None
 
     def run(images: Tensor) -> Tensor:
+        nonlocal at_once
         images = images.to(dtype)
-        if images.device.type != "cpu":
-            return cast(Tensor, network(images))
-        parts = torch.split(images, images_at_once(images.shape[-1], dtype))
-        return torch.cat([network(part) for part in parts])
+        if at_once is None:
+            at_once = len(images)
+            if images.device.type == "cpu":
+                at_once = min(at_once, images_at_once(images.shape[-1], dtype))
+        parts = torch.split(images, at_once)
+        return torch.cat([(fast if len(p) == at_once else network)(p) for p in parts])
 
     return run
 

@@ -23,12 +23,12 @@ class Trained(NamedTuple):
     step: int
     fingerprints: dict[str, str | None]  # of the images it was trained and evaluated on
 
-    def network(self, weights: str, precision: str) -> Network:
+    def network(self, weights: str, precision: str, compiled: bool = False) -> Network:
         """`raw`, or `ema`: the longest average; raw where the run kept no average."""
         if weights == "raw" or not self.averages:
-            return with_weights(self.model, None, precision)
+            return with_weights(self.model, None, precision, compiled)
         average = self.averages[max(self.averages, key=float)]
-        return with_weights(self.model, average, precision)
+        return with_weights(self.model, average, precision, compiled)
 
 
 def build_model(config: Config, num_classes: int) -> GoogLeNet:

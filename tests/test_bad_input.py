@@ -1,6 +1,7 @@
 """Mistakes as people make them, on the real command line: one clear line, nothing lost."""
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 from conftest import Answer, Cli
 from PIL import Image
+
+from googlenet_train import evaluate_run
+from googlenet_train.cli import main
 
 LAUNCH = re.compile(r"(googlenet-train|config  |run     |fresh   |loading PyTorch)")
 
@@ -327,3 +331,50 @@ def test_a_shorter_schedule_is_refused_on_resume(trained_folder, cli):
 
 def test_nothing_is_left_auto_in_a_run(trained_folder):
     assert "auto" not in (trained_folder / "runs/tiny/config.yaml").read_text()
+
+
+# --- evaluation that is compiled -----------------------------------------------------------------
+
+
+def test_a_short_evaluation_is_not_compiled(cli: Cli, trained_folder: Path) -> None:
+    answer = cli("evaluate", "runs/tiny", "--json", cwd=trained_folder)
+    assert answer.rc == 0
+    assert "compile  no, below" in answer.stderr
+    assert json.loads(answer.stdout)["seen"] == 9
+    assert cli("evaluate", "runs/tiny", "--compile", "maybe", cwd=trained_folder).rc == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_evaluation_gives_the_same(cli: Cli, trained_folder: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler here")
+    plain, compiled = (
+        json.loads(
+            cli(
+                *("evaluate", "runs/tiny", "--json", "--compile", choice),
+                cwd=trained_folder,
+                timeout=400,
+            ).stdout
+        )
+        for choice in ("no", "yes")
+    )
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert (compiled["top1"], compiled["seen"]) == (plain["top1"], plain["seen"])
+
+
+def test_without_a_compiler_it_is_said_how_to_mend_it(
+    cli: Cli, trained_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.chdir(trained_folder)
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",)}):
+        assert main(["evaluate", "runs/tiny", "--compile", "yes"]) == 2
+        error = capsys.readouterr().err.split("error    ")[1]
+        assert error.startswith("--compile yes: nothing can be compiled here (")
+        assert "No working C++ compiler" in error
+        monkeypatch.setattr(evaluate_run, "COMPILE_FROM", 1)
+        assert main(["evaluate", "runs/tiny"]) == 0
+    told = capsys.readouterr()
+    assert "compile  no, nothing can be compiled here" in told.err
+    assert "9 images" in told.out
