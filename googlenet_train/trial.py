@@ -26,7 +26,7 @@ from googlenet_train.train import batches_to_come, take_step
 MOST_SECONDS = 10.0  # for decoding photos of one data set, and for taking more than one step
 # Of the state, while it is written: as it was, and in the file's order or read back from the disk.
 _COPIES = 2
-STEPS = 4  # the first is slower and not counted, where there is time for another
+STEPS = 4  # that count, where there is time for them
 
 
 class Memory(NamedTuple):
@@ -135,14 +135,18 @@ def _timed_steps(run: Session) -> tuple[float, float]:
 
 
 def _timed_step(run: Session, side: int) -> float:
-    """Seconds a step with images of `side` pixels, with the time that it waits for them."""
+    """Seconds a step with images of `side` pixels, with the time that it waits for them.
+
+    The first step is slower and does not count, nor do those whose images were made meanwhile.
+    """
     parts = run.config.parts
+    early = 1 + -(-int(run.config.data.workers) // parts)
     run.step = 0
     batches = batches_to_come(run, side)
     run.model.train()
     times: list[float] = []
     started = time.monotonic()
-    for _ in range(min(STEPS, run.launch.total_steps)):
+    for _ in range(min(early + STEPS, run.launch.total_steps)):
         begun = time.monotonic()
         micro_batches = list(itertools.islice(batches, parts))
         for batch in micro_batches:
@@ -152,7 +156,7 @@ def _timed_step(run: Session, side: int) -> float:
         times.append(time.monotonic() - begun)
         if time.monotonic() - started > MOST_SECONDS:
             break
-    return statistics.median(times[1:] or times)
+    return statistics.mean(times[early:] or times[-1:])
 
 
 def _tried_evaluation(run: Session) -> tuple[float, int | None]:

@@ -148,6 +148,34 @@ def test_how_it_is_told(capsys, found, line):
     assert ("memory_bytes" in facts) == (found is not None)
 
 
+@pytest.mark.parametrize(
+    ("words", "durations", "expected"),
+    [
+        (["data.workers=3"], [2, 0.1, 0.1, 0.1, 0.5, 1.5, 0.5, 1.5, 9], 1.0),
+        (["data.workers=3", "optimizer.accumulate=2"], [2, 0.1, 0.1, 1, 1, 1, 1, 9], 1.0),
+        (["data.workers=0"], [2, 1, 1, 1, 1, 9], 1.0),
+        (["data.workers=3"], [4, 3, 4, 9], 4.0),  # no time for more
+        (["data.workers=3"], [2, 1], 1.0),  # there are no more
+    ],
+)
+def test_steps_count_once_the_images_made_meanwhile_are_used_up(
+    monkeypatch, words, durations, expected
+):
+    now, left = [0.0], list(durations)
+    monkeypatch.setattr(trial, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(trial, "batches_to_come", lambda run, side: iter(()))
+
+    def step(run, batches, count):
+        now[0] += left.pop(0)
+
+    monkeypatch.setattr(trial, "take_step", step)
+    run = session(None, 8)
+    run.config = config_file.load("quickstart.yaml", words).config
+    run.guard = SimpleNamespace(counts=torch.zeros(3))
+    run.launch.total_steps = len(durations)
+    assert trial._timed_step(run, 64) == pytest.approx(expected)
+
+
 @pytest.mark.skipif(not allocator._is_glibc(), reason="needs Linux with glibc")
 def test_what_is_freed_can_be_given_back():
     pieces = [bytearray(100_000) for _ in range(1000)]
