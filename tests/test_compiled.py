@@ -190,6 +190,7 @@ with distributed.group(100):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("compiler")
 def test_on_two_ranks(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", cache)
