@@ -106,12 +106,10 @@ class FoldedConv2d(nn.Module):
 
 
 def _fuses(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and not torch.compiler.is_compiling()
-    )
+    if torch.compiler.is_compiling():  # first: a compiler cannot see through what comes next
+        return False
+    bf16_on_cpu = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return bf16_on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class _SurroundingMax(SurroundingMax):
