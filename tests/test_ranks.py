@@ -240,7 +240,11 @@ def test_one_rank_that_is_killed_or_hangs_is_named_by_the_others(
     settings = ("optimizer.batch_size=6", f"distributed.timeout={timeout}")
     done = train(3, tiny_folder, *settings, before=at_step(2, how))
     assert done.codes == [ExitCode.DISTRIBUTED, -signal.SIGKILL, ExitCode.DISTRIBUTED], done.stderr
-    assert done.stderr.count("rank 1 of 3 does not answer") == 2
+    # A rank that waits for a survivor, not for the dead, learns of it when that one ends: on a busy
+    # machine it may be named too, and find nobody left to ask.
+    named = re.findall(r"ranks? ([\d, ]+) of 3 do(?:es)? not answer", done.stderr)
+    assert named, done.stderr
+    assert all("1" in ranks for ranks in named)
     if how == "SIGKILL":
         assert time.monotonic() - begin < timeout
 
