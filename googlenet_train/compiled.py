@@ -1,7 +1,8 @@
-"""The network as torch.compile makes it, for training: `device.compile: true`."""
+"""The network as torch.compile makes it, for training (`device.compile: true`)."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -40,26 +41,36 @@ class Compiled(nn.Module):
         return self.translated(images) if whole else self.model(images)
 
 
+@contextmanager
+def asked_for(setting: str, instead: str) -> Iterator[None]:
+    """Raise UserError (usage) where what is done here cannot be compiled on this machine."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{setting} nothing can be compiled here ({reason}). torch.compile needs a C++ "
+            "compiler and Python's headers (Debian: g++ and python3-dev), on a GPU Triton. "
+            f"Install them, or {instead}.",
+            ExitCode.USAGE,
+        ) from None
+
+
 def warm_up(network: nn.Module, guard: numeric.Guard, images: Tensor, precision: str) -> None:
     """Compile now, with a step on `images` that changes nothing. They look like all to come.
 
     Raises UserError (usage) where this machine cannot compile.
     """
-    from torch._dynamo.exc import TorchDynamoException
-
     failed = None
     try:
-        parallel.take_part(
-            network, guard, images.device, images.shape[-1], precision, images=images
-        )
-    except TorchDynamoException as error:
-        reason = str(error).splitlines()[0][:200]
-        failed = UserError(
-            f"device.compile: true, but nothing can be compiled here ({reason}). torch.compile "
-            "needs a C++ compiler and Python's headers (Debian: g++ and python3-dev), on a GPU "
-            "Triton. Install them, or write false.",
-            ExitCode.USAGE,
-        )
+        with asked_for("device.compile: true, but", instead="write false"):
+            parallel.take_part(
+                network, guard, images.device, images.shape[-1], precision, images=images
+            )
+    except UserError as error:
+        failed = error
     distributed.raise_first(failed)
     for parameter in network.parameters():
         parameter.grad = None

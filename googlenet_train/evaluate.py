@@ -66,29 +66,37 @@ def with_weights(
     model: GoogLeNet,
     weights: Mapping[str, Tensor] | None = None,
     precision: str = "fp32",
-    compiled: bool = False,
+    compiled_for: int = 0,
 ) -> Network:
     """`model` as it is now, made for inference, with its own weights or with `weights`.
 
-    `compiled` by torch.compile, for batches as large as the first; a smaller last one runs as it
-    is, since compiling takes longer than a batch.
+    By torch.compile for `compiled_for` images, where that is not 0; another number of them, as in
+    a last batch, runs as it is, since compiling takes longer than a batch.
     """
     dtype = devices.DTYPES[precision]
     network = folded(model, weights, dtype=dtype)
-    fast = torch.compile(network, dynamic=False, options=_CONSTANTS) if compiled else network
-    at_once: int | None = None
+    fast = torch.compile(network, dynamic=False, options=_CONSTANTS) if compiled_for else network
 
     def run(images: Tensor) -> Tensor:
-        nonlocal at_once
         images = images.to(dtype)
-        if at_once is None:
-            at_once = len(images)
-            if images.device.type == "cpu":
-                at_once = min(at_once, images_at_once(images.shape[-1], dtype))
+        at_once = len(images)
+        if images.device.type == "cpu":
+            at_once = images_at_once(images.shape[-1], dtype)
+        whole = min(compiled_for, at_once)
         parts = torch.split(images, at_once)
-        return torch.cat([(fast if len(p) == at_once else network)(p) for p in parts])
+        return torch.cat([(fast if len(part) == whole else network)(part) for part in parts])
 
     return run
+
+
+def of_training(
+    model: GoogLeNet, averages: Mapping[float, Mapping[str, Tensor]], precision: str
+) -> dict[str, Network]:
+    """What a run evaluates: its weights (`val`) and each average (`val_ema_<decay>`)."""
+    networks = {"val": with_weights(model, None, precision)}
+    for decay in sorted(averages):
+        networks[f"val_ema_{decay}"] = with_weights(model, averages[decay], precision)
+    return networks
 
 
 def ensemble(networks: Sequence[Network]) -> Network:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
+from googlenet_train import compiled, distributed
 from googlenet_train import device as devices
-from googlenet_train import distributed
 from googlenet_train.data.index import Index, open_source, with_classes
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Network, Setting, ensemble, evaluate, probabilities
@@ -23,7 +23,7 @@ from googlenet_train.trained import Trained, open_trained
 COMPILE_FROM = 200_000
 _WHY = {
     False: f"below {COMPILE_FROM:,} views it takes longer than it saves (--compile yes does it)",
-    True: f"from {COMPILE_FROM:,} views on it saves more than the minute that it takes",
+    True: f"from {COMPILE_FROM:,} views on it saves more than it takes",
 }
 
 
@@ -61,26 +61,34 @@ def evaluate_runs(
         say(f"{bare.path} kept no average (ema.decays is empty): these are the raw weights")
         weights = "raw"
     kinds = ("raw", "ema") if weights == "both" else (weights,)
-    compiled = compile_it == "yes"
+    compiles = compile_it == "yes"
     if compile_it == "auto":
-        compiled = len(index) * crops >= COMPILE_FROM
-        say(f"compile  {'yes' if compiled else 'no'}, {_WHY[compiled]}")
+        compiles = len(index) * crops >= COMPILE_FROM
+        say(f"compile  {'yes' if compiles else 'no'}, {_WHY[compiles]}")
 
-    def networks(compiled: bool) -> dict[str, Network]:
+    def networks(compiled_for: int) -> dict[str, Network]:
         def of(kind: str) -> Network:
-            each = [t.network(kind, setting.precision, compiled) for t in trained]
+            each = [t.network(kind, setting.precision, compiled_for) for t in trained]
             return ensemble(each) if len(each) > 1 else each[0]
 
         return {kind: of(kind) for kind in kinds}
 
     at_once = min(max(1, setting.batch_size // crops), len(index)) * crops
-    chosen = _compiled(networks(True), at_once, setting, compile_it) if compiled else None
+    chosen = networks(at_once if compiles else 0)
+    if compiles:
+        try:
+            _compile(chosen, at_once, setting)
+        except UserError:
+            if compile_it == "yes":
+                raise
+            say("compile  no, nothing can be compiled here")
+            chosen = networks(0)
     quarantine = Quarantine({where: index}, first.config.data.quarantine_limit)
     started = time.monotonic()
     hidden = True if distributed.rank() else None  # None: where there is no terminal
     with tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=hidden) as bar:
         results = evaluate(
-            chosen or networks(False),
+            chosen,
             index,
             setting,
             progress=bar.update,
@@ -116,33 +124,13 @@ def evaluate_runs(
     return ExitCode.DONE
 
 
-def _compiled(
-    networks: Mapping[str, Network], count: int, setting: Setting, compile_it: str
-) -> Mapping[str, Network] | None:
-    """`networks`, compiled for `count` images at once; None where nothing can be compiled here.
-
-    Raises UserError (usage) where it was asked for all the same.
-    """
-    from torch._dynamo.exc import TorchDynamoException
-
+def _compile(networks: Mapping[str, Network], count: int, setting: Setting) -> None:
+    """Let the networks be compiled for `count` images at once. Raises UserError (usage)."""
     size = (count, 3, setting.image_size, setting.image_size)
     images = torch.zeros(size, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    one_view = replace(setting, views=1)
-    try:
+    with compiled.asked_for("--compile yes:", instead="leave --compile out"):
         for network in networks.values():
-            probabilities(network, images, one_view)
-    except TorchDynamoException as error:
-        reason = str(error).splitlines()[0][:200]
-        if compile_it == "yes":
-            raise UserError(
-                f"--compile yes: nothing can be compiled here ({reason}). torch.compile needs a "
-                "C++ compiler and Python's headers (Debian: g++ and python3-dev), on a GPU Triton. "
-                "Install them, or leave --compile out.",
-                ExitCode.USAGE,
-            ) from None
-        say("compile  no, nothing can be compiled here")
-        return None
-    return networks
+            probabilities(network, images, replace(setting, views=1))
 
 
 def _open(trained: Trained, source: str | None) -> Index:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from googlenet_train import announce, bad_step, checkpoint, distributed, runs
 from googlenet_train.data.loader import Lost
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.evaluate import Setting, evaluate, with_weights
+from googlenet_train.evaluate import Setting, evaluate, of_training
 from googlenet_train.quarantine import Quarantine
 from googlenet_train.reporting import Reporter
 from googlenet_train.session import WINDOW, Session, capture, learning_rate_at
@@ -98,15 +98,11 @@ def evaluate_run(run: Session, signals: Signals) -> None:
         run.evaluated = run.step
         return
     setting = Setting.of(run.config, run.device)
-    networks = {"val": with_weights(run.model, None, setting.precision)}
-    for decay in sorted(run.averages):
-        average = run.averages[decay]
-        networks[f"val_ema_{decay}"] = with_weights(run.model, average, setting.precision)
     hidden = True if distributed.rank() else None  # None: where there is no terminal
     bar = tqdm(total=len(index), desc="evaluating", unit="img", leave=False, disable=hidden)
     try:
         results = evaluate(
-            networks,
+            of_training(run.model, run.averages, setting.precision),
             index,
             setting,
             signals=signals,

@@ -23,12 +23,12 @@ class Trained(NamedTuple):
     step: int
     fingerprints: dict[str, str | None]  # of the images it was trained and evaluated on
 
-    def network(self, weights: str, precision: str, compiled: bool = False) -> Network:
+    def network(self, weights: str, precision: str, compiled_for: int = 0) -> Network:
         """`raw`, or `ema`: the longest average; raw where the run kept no average."""
         if weights == "raw" or not self.averages:
-            return with_weights(self.model, None, precision, compiled)
+            return with_weights(self.model, None, precision, compiled_for)
         average = self.averages[max(self.averages, key=float)]
-        return with_weights(self.model, average, precision, compiled)
+        return with_weights(self.model, average, precision, compiled_for)
 
 
 def build_model(config: Config, num_classes: int) -> GoogLeNet:

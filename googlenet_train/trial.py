@@ -17,7 +17,7 @@ from googlenet_train.data.decode import UndecodableImage, decode
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import ahead
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.evaluate import Setting, evaluate, with_weights
+from googlenet_train.evaluate import Setting, evaluate, of_training
 from googlenet_train.fitting import fitted
 from googlenet_train.launch import Launch
 from googlenet_train.session import Session, capture, open_session
@@ -172,11 +172,7 @@ def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     before = peak(run.device)
     some = val.chosen(np.linspace(0, len(val) - 1, min(len(val), 64)).round().astype(np.int64))
     setting = Setting.of(run.config, run.device)
-    networks = {"val": with_weights(run.model, None, setting.precision)}
-    networks |= {
-        f"{d}": with_weights(run.model, average, setting.precision)
-        for d, average in run.averages.items()
-    }
+    networks = of_training(run.model, run.averages, setting.precision)
     started = time.monotonic()
     evaluate(networks, some, setting)
     seconds = (time.monotonic() - started) * len(val) / len(some)

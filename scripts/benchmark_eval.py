@@ -124,7 +124,7 @@ def ours(
     from googlenet_train.model.googlenet import GoogLeNet
 
     model = GoogLeNet(CLASSES).to(device).to(memory_format=torch.channels_last).eval()
-    network = with_weights(model, None, precision, compiled)
+    network = with_weights(model, None, precision, batch if compiled else 0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     setting = Setting(

@@ -55,7 +55,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     )
     plain = SimpleNamespace(precision="fp32")
     monkeypatch.setattr(trial.Setting, "of", lambda config, device: plain)
-    monkeypatch.setattr(trial, "with_weights", lambda *given: None)
+    monkeypatch.setattr(trial, "of_training", lambda *given: {})
     monkeypatch.setattr(trial, "forget_peak", lambda device: None)
     monkeypatch.setattr(trial, "peak", lambda device: (500 + 100 * len(seen)) * MB)
     return seen
