@@ -16,102 +16,43 @@ is the part of the device's speed in plain matrix products, timed in the same ro
 precision, that the convolutions and linear layers of `ours` need.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import contenders
+import torch
+import torchvision
+from torch.nn import functional as F
+
+from googlenet_train import allocator, ema, numeric, optim
+from googlenet_train import device as devices
+from googlenet_train.data.loader import Batch
+from googlenet_train.model.googlenet import GoogLeNet
+from googlenet_train.session import WINDOW
+from googlenet_train.train import train_step
 
 NAMES = ("torchvision_fp32", "torchvision_best", "ours")
 CLASSES = 1000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=224, help="pixels")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="a turn takes at least so long")
-    parser.add_argument("--json", action="store_true", help="print one JSON object last")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.contender:
-        contenders.serve(lambda: contender(given.contender, given.size, given.batch, given.seconds))
-        return
-    command = [sys.executable, __file__, *sys.argv[1:], "--contender"]
-    results = contenders.race({n: [*command, n] for n in (*NAMES, "peak")}, given.rounds)
-    report(results, given.batch, given.json)
-
-
-def report(results: dict[str, contenders.Results], batch: int, as_json: bool) -> None:
-    plain = results["torchvision_fp32"].median("speed")
-    peak = results["peak"].median("flops")
-    print(
-        f"{'':<18}{'images/s':>10}{'ratio':>8}{'spread':>8}{'GFLOP/s':>10}{'peak':>7}{'memory':>10}"
-    )
-    for name in NAMES:
-        result = results[name]
-        speed, flops = result.median("speed"), result.median("flops")
-        print(
-            f"{name:<18}{speed:>10.2f}{speed / plain:>8.2f}{result.spread('speed'):>8.0%}"
-            f"{flops / 1e9:>10.0f}{flops / peak:>7.0%}{result.median('memory') / 2**30:>7.2f} GB"
-        )
-    print(f"{'matrix product':<18}{peak / 1e9:>36.0f}")
-    if as_json:
-        numbers: dict[str, Any] = {name: results[name].median("speed") for name in NAMES}
-        numbers["peak_share"] = results["ours"].median("flops") / peak
-        numbers["memory"] = {name: results[name].median("memory") for name in NAMES}
-        numbers["batch"], numbers["rounds"] = batch, len(results["ours"].rounds)
-        print(json.dumps(numbers))
-
-
 def contender(name: str, size: int, batch: int, seconds: float) -> contenders.Round:
-    """A turn of `name`: {"speed": images a second, "flops": a second, "memory": bytes}."""
     if name == "ours":
-        from googlenet_train import allocator
-
         allocator.keep_freed_memory()  # as the command does
-    import torch
-
-    from googlenet_train import device as devices
-
     device = devices.choose("auto").device
     precision = devices.good_precision(device)
     torch.manual_seed(0)
     if name == "peak":
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        return contenders.matrix_product(device, dtype)
+        return contenders.matrix_product(device, devices.DTYPES[precision])
     if name == "ours":
         devices.prepare(device)
         step = our_step(size, batch, device, precision)
     else:
         best = name == "torchvision_best"
         step = torchvision_step(size, batch, device, precision if best else "fp32", best)
-    flops = contenders.flops_of(step)
-
-    def take_turn() -> contenders.Answer:
-        took, times = contenders.seconds_of(step, device, at_least=seconds)
-        return {
-            "speed": batch * times / took,
-            "flops": flops * times / took,
-            "memory": contenders.peak_memory(device),
-        }
-
-    return take_turn
+    return contenders.timed(step, device, seconds, batch, contenders.flops_of(step))
 
 
-def our_step(size: int, batch: int, device: Any, precision: str) -> Callable[[], None]:
+def our_step(size: int, batch: int, device: torch.device, precision: str) -> Callable[[], None]:
     """A step of ours, ready to be called again and again."""
-    import torch
-
-    from googlenet_train import ema, numeric, optim
-    from googlenet_train.data.loader import Batch
-    from googlenet_train.model.googlenet import GoogLeNet
-    from googlenet_train.session import WINDOW
-    from googlenet_train.train import train_step
-
     model = GoogLeNet(CLASSES).to(device).to(memory_format=torch.channels_last)
     optimizer = optim.build_sgd(
         model, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=device.type in ("cpu", "cuda")
@@ -155,15 +96,9 @@ def our_step(size: int, batch: int, device: Any, precision: str) -> Callable[[],
 
 
 def torchvision_step(
-    size: int, batch: int, device: Any, precision: str, best: bool
+    size: int, batch: int, device: torch.device, precision: str, best: bool
 ) -> Callable[[], None]:
     """A step of torchvision's network as its users write it; `best` in its best plain settings."""
-    import torch
-    import torchvision
-    from torch.nn import functional as F
-
-    from googlenet_train import device as devices
-
     layout = torch.channels_last if best else torch.contiguous_format
     model = torchvision.models.googlenet(num_classes=CLASSES, aux_logits=True, init_weights=False)
     model = model.to(device).to(memory_format=layout)
@@ -188,4 +123,4 @@ def torchvision_step(
 
 
 if __name__ == "__main__":
-    main()
+    contenders.main(__file__, __doc__, NAMES, contender, batch=32)

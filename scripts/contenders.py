@@ -5,10 +5,10 @@ the first of them a different one each time; figures are medians over the rounds
 their own none inherits the memory, the caches or the compiler of another. Between turns they wait
 for a line on stdin, and take no time.
 
-    contenders.serve(start)                     # in the contender's process
-    contenders.race({"ours": [sys.executable, __file__, "--contender", "ours"]}, rounds=7)
+    contenders.main(__file__, __doc__, ("torchvision_fp32", "ours"), contender, batch=32)
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from googlenet_train import memory
 
 Answer = dict[str, float]
 Round = Callable[[], Answer]  # one timed turn
@@ -31,7 +32,6 @@ MATRIX = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # rows and columns; larger on
 class Results(NamedTuple):
     """What one contender answered."""
 
-    start: float  # seconds from its first line to its first turn's end: loading, compiling
     rounds: list[Answer]
 
     def median(self, key: str) -> float:
@@ -43,6 +43,83 @@ class Results(NamedTuple):
         return (max(values) - min(values)) / statistics.median(values)
 
 
+def main(
+    script: str,
+    doc: str,
+    names: Sequence[str],
+    contender: Callable[[str, int, int, float], Round],
+    *,
+    batch: int,
+) -> None:
+    """The command line of a benchmark whose contenders, and `peak`, are made by `contender`.
+
+    `contender(name, size, batch, seconds)` takes turns of at least so many seconds and answers as
+    `timed` does; `peak` is `matrix_product`.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--size", type=int, default=224, help="pixels")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="a turn takes at least so long")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.contender:
+        serve(lambda: contender(given.contender, given.size, given.batch, given.seconds))
+        return
+    command = [sys.executable, script, *sys.argv[1:], "--contender"]
+    results = race({name: [*command, name] for name in (*names, "peak")}, given.rounds)
+    numbers = report(results, names) | {"batch": given.batch, "rounds": given.rounds}
+    if given.json:
+        print(json.dumps(numbers))
+
+
+def report(results: Mapping[str, Results], names: Sequence[str]) -> dict[str, Any]:
+    """Print a table with the first of `names` as 1; the same as one object."""
+    plain, peak = results[names[0]].median("speed"), results["peak"].median("flops")
+    heads = ("ratio", 8), ("spread", 8), ("GFLOP/s", 10), ("peak", 7), ("memory", 11), ("start", 8)
+    print(f"{'':<18}{'images/s':>10}" + "".join(f"{head:>{width}}" for head, width in heads))
+    for name in names:
+        result = results[name]
+        speed, flops = result.median("speed"), result.median("flops")
+        print(
+            f"{name:<18}{speed:>10.2f}{speed / plain:>8.2f}{result.spread('speed'):>8.0%}"
+            f"{flops / 1e9:>10.0f}{flops / peak:>7.0%}{result.median('memory') / 2**30:>8.2f} GB"
+            f"{result.median('start'):>6.1f} s"
+        )
+    print(f"{'matrix product':<18}{peak / 1e9:>36.0f}")
+    return {name: results[name].median("speed") for name in names} | {
+        "spread": {name: results[name].spread("speed") for name in names},
+        "peak_share": results["ours"].median("flops") / peak,
+        "memory": {name: results[name].median("memory") for name in names},
+        "start": {name: results[name].median("start") for name in names},
+    }
+
+
+def timed(
+    work: Callable[[], Any], device: torch.device, seconds: float, batch: int, flops: int
+) -> Round:
+    """A contender that does `work`, which takes `batch` images and so many operations.
+
+    "start" is the seconds of the first time, which compiles where anything is compiled.
+    """
+    begun = time.perf_counter()
+    work()
+    _wait(device)
+    start = time.perf_counter() - begun
+
+    def take_turn() -> Answer:
+        took, times = seconds_of(work, device, at_least=seconds)
+        return {
+            "speed": batch * times / took,
+            "flops": flops * times / took,
+            "memory": peak_memory(device),
+            "start": start,
+        }
+
+    return take_turn
+
+
 def serve(start: Callable[[], Round]) -> None:
     """Be a contender: make ready, then take a turn for each line of stdin, until it ends.
 
@@ -50,10 +127,9 @@ def serve(start: Callable[[], Round]) -> None:
     """
     answers = sys.stdout
     with redirect_stdout(sys.stderr):
-        begun = time.perf_counter()
         take_turn = start()
         take_turn()  # warms up, and does not count
-        _send(answers, {"start": time.perf_counter() - begun})
+        _send(answers, {})
         for _ in sys.stdin:
             _send(answers, take_turn())
 
@@ -71,7 +147,8 @@ def race(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Result
             )
             stack.callback(_end, child)
             running[name] = child
-            results[name] = Results(_receive(name, child)["start"], [])
+            _receive(name, child)  # that it is ready
+            results[name] = Results([])
         names = list(commands)
         for turn in range(rounds):
             first = turn % len(names)
@@ -161,10 +238,4 @@ def peak_memory(device: torch.device) -> float:
     """Most bytes this process ever held: on the GPU its tensors, else the process itself."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_reserved(device))
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the process that started this one
-        lines = status.read_text().splitlines()
-        return 1024.0 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    import resource
-
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: bytes
+    return float(memory.peak() or 0)
