@@ -4,7 +4,6 @@ Every step takes and frees the same tensors. The C library gives large ones back
 gets them anew page by page of 4 kB, each filled with zeros first.
 """
 
-import ctypes
 import os
 import sys
 
@@ -18,12 +17,14 @@ def keep_freed_memory() -> bool:
     """Ask the C library to keep what is freed; whether it was asked.
 
     On Linux with glibc alone, and not where somebody has set an allocator up: another one
-    (LD_PRELOAD) or this one (MALLOC_..., GLIBC_TUNABLES). The step gains 21 % in bfloat16 and 18 %
-    in float32 (224 px, one core with AMX), 7 % at 64 px; the process grows by 4 %. Huge pages on
+    (LD_PRELOAD) or this one (MALLOC_..., GLIBC_TUNABLES). The step gains 22 % in bfloat16 and 16 %
+    in float32 (224 px, one core with AMX), 8 % at 64 px; the process grows by 4 %. Huge pages on
     top (THP_MEM_ALLOC_ENABLE) gave 2 % and uneven steps, and are left to the user.
     """
     if not _is_glibc() or _somebody_chose():
         return False
+    import ctypes  # only here: every start of the program imports this module
+
     library = ctypes.CDLL(None)
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, -1)  # -1: never
@@ -34,6 +35,8 @@ def keep_freed_memory() -> bool:
 def give_back() -> None:
     """Return what is freed to the system after all, so that what is taken next can be measured."""
     if _is_glibc():
+        import ctypes
+
         ctypes.CDLL(None).malloc_trim(0)
 
 

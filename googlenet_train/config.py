@@ -531,8 +531,7 @@ class Device(Section):
         default=False,
         description="Translate the network for this device before the first step, once for each "
         "size of the images (torch.compile; needs a C++ compiler, on a GPU Triton too). false, for "
-        "on a CPU it took 113 to 170 s to start and then 36 images/s in place of 47; on a GPU it "
-        "may pay in a long run.",
+        "on a CPU it takes minutes to start and is slower then; on a GPU it may pay in a long run.",
     )
     threads: Count | Auto = Field(
         default="auto",

@@ -19,7 +19,7 @@ from googlenet_train.reporting import say
 from googlenet_train.sources import open_val
 from googlenet_train.trained import Trained, open_trained
 
-# On a CPU with AMX compiling takes 16 s a network and gives 1.05 times the speed (docs/step.md).
+# On a CPU with AMX compiling takes 15 s a network and gives 1.06 times the speed (docs/step.md).
 COMPILE_FROM = 200_000
 _WHY = {
     False: f"below {COMPILE_FROM:,} views it takes longer than it saves (--compile yes does it)",

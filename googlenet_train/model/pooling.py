@@ -12,7 +12,7 @@ class SurroundingMax(nn.MaxPool2d):
 
     In bfloat16 on the CPU the library's gradient takes up to three times as long as in float32, so
     float32 it is: the same numbers, but for sums that are rounded once instead of at each addend.
-    5 % of the step at 224 px, batch 32 (one core with AMX, torch 2.14).
+    3 % of the step at 224 px, batch 32 (one core with AMX, torch 2.14).
     """
 
     def __init__(self) -> None:
