@@ -13,7 +13,6 @@ from googlenet_train.errors import ExitCode, UserError
 
 _SMALL_TURING = re.compile(r"GTX 16|MX[45]50|\bT(400|500|550|600|1000|1200|2000)\b")
 
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

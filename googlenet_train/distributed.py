@@ -201,6 +201,12 @@ def least(number: int) -> int:
     return min(gather(number))
 
 
+def least_known(number: int | None) -> int | None:
+    """The smallest `number` of all ranks; None where one of them does not know its own."""
+    numbers = gather(number)
+    return None if None in numbers else min(n for n in numbers if n is not None)
+
+
 def broadcast(tensors: Sequence["Tensor"]) -> None:
     """Give every rank the values that rank 0 has, in place."""
     if in_group():

@@ -4,7 +4,7 @@ Polyak & Juditsky (1992); the paper's section 6 uses it for the final model. An 
 dictionary of tensors under the network's own names, so `torch.func.functional_call` evaluates it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -42,19 +42,18 @@ def update(
     """
     device = next(iter(average.values())).device
     good = torch.ones((), dtype=torch.bool, device=device) if bad is None else ~bad
-    floats = [name for name, tensor in average.items() if tensor.is_floating_point()]
-    others = [name for name, tensor in average.items() if not tensor.is_floating_point()]
-    for names, share in ((floats, good * (1 - d)), (others, good.long())):
-        mine, theirs = [average[name] for name in names], [live[name] for name in names]
-        if names and device.type == "cpu" and names is floats:
-            # Memory is what takes the time: three passes instead of one take three times as long.
-            torch._foreach_lerp_(mine, theirs, [share] * len(mine))
-        elif names:
-            _approach(mine, theirs, share)
+    for floating, share in ((True, good * (1 - d)), (False, good.long())):
+        names = [name for name, t in average.items() if t.is_floating_point() == floating]
+        if names:
+            _approach([average[name] for name in names], [live[name] for name in names], share)
 
 
-def _approach(mine: Sequence[Tensor], theirs: Sequence[Tensor], share: Tensor) -> None:
+def _approach(mine: list[Tensor], theirs: list[Tensor], share: Tensor) -> None:
     """mine += share (theirs - mine), where each tensor by itself would cost a GPU its start."""
-    steps = torch._foreach_sub(list(theirs), list(mine))
+    if share.device.type == "cpu" and share.is_floating_point():
+        # Memory is what takes the time: three passes instead of one take three times as long.
+        torch._foreach_lerp_(mine, theirs, [share] * len(mine))
+        return
+    steps = torch._foreach_sub(theirs, mine)
     torch._foreach_mul_(steps, share)
-    torch._foreach_add_(list(mine), steps)
+    torch._foreach_add_(mine, steps)

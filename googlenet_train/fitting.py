@@ -50,11 +50,13 @@ def fitted(launch: Launch) -> tuple[Launch, str | None]:
     batch, ranks = config.optimizer.batch_size, distributed.world_size()
     possible = order.possible_parts(batch, ranks, pairs=mixes)
     sizes = [batch // ranks // parts for parts in possible]
-    rooms = distributed.gather(memory.available())
+    room = distributed.least_known(memory.available())
+    if room is not None:
+        room //= distributed.local_world_size()
     choice, error = Choice(possible[-1], ""), None
     try:
         with distributed.apart():
-            choice = _choose(launch, possible, sizes, _smallest(rooms))
+            choice = _choose(launch, possible, sizes, room)
     except UserError as raised:
         error = raised
     _give_back()
@@ -65,12 +67,6 @@ def fitted(launch: Launch) -> tuple[Launch, str | None]:
     line = f"optimizer.accumulate {choice.parts}, {images} images at once: {choice.why}"
     settled = config_text.resolved(config, {"optimizer.accumulate": choice.parts})
     return replace(launch, config=settled), line
-
-
-def _smallest(rooms: Sequence[int | None]) -> int | None:
-    """Bytes of the host's memory for each of the ranks on one machine; None where one is silent."""
-    known = [room for room in rooms if room is not None]
-    return min(known) // distributed.local_world_size() if len(known) == len(rooms) else None
 
 
 def _choose(

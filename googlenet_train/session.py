@@ -265,13 +265,12 @@ def _resolved(config: Config, device: torch.device) -> Config:
 def _with_cache(launch: Launch, config: Config) -> tuple[Launch, Config]:
     if config.data.cache == "none":
         return launch, config
-    rooms = distributed.gather(memory.available())  # all ranks must keep the same pixels
     cache = open_cache(
         launch.train,
         config.data.cache,
         short_side=int(config.data.cache_short_side),
         exif_orientation=config.data.exif_orientation,
-        available=None if None in rooms else min(room for room in rooms if room is not None),
+        available=distributed.least_known(memory.available()),  # all must keep the same pixels
         processes=distributed.local_world_size(),
     )
     say(f"cache    {cache.line}")

@@ -1,7 +1,7 @@
 """What a person is told where memory does not suffice: in one line, what to change."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from googlenet_train import distributed
 from googlenet_train.config import Config
@@ -15,26 +15,24 @@ class EvaluationTooLarge(UserError):
     """Memory was short in an evaluation, which has changed nothing: the run can still be saved."""
 
 
-@contextmanager
-def in_training(run: Session) -> Iterator[None]:
+def in_training(run: Session) -> AbstractContextManager[None]:
     """Raise UserError (usage), with what helps, where the batches of a step find no memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(_of_training(run), ExitCode.USAGE) from None
+    return _told(UserError, lambda: _of_training(run))
+
+
+def in_evaluation(run: Session) -> AbstractContextManager[None]:
+    """Raise EvaluationTooLarge, with what helps, where an evaluation finds no memory."""
+    return _told(EvaluationTooLarge, lambda: _of_evaluation(run))
 
 
 @contextmanager
-def in_evaluation(run: Session) -> Iterator[None]:
-    """Raise EvaluationTooLarge, with what helps, where an evaluation finds no memory."""
+def _told(kind: type[UserError], line: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise EvaluationTooLarge(_of_evaluation(run), ExitCode.USAGE) from None
+        raise kind(line(), ExitCode.USAGE) from None
 
 
 def _of_training(run: Session) -> str:

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 
 import pytest
 import torch
-from steps import one_step
+from steps import StepBench
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +19,6 @@ from googlenet_train import device as devices
 from googlenet_train import ema, numeric, optim
 from googlenet_train.data.loader import Batch
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.session import WINDOW
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
 CASES: dict[str, dict[str, object]] = {
@@ -69,8 +68,8 @@ def small() -> nn.Module:
     )
 
 
-class Bench:
-    """A network on `device` with all that a step changes."""
+class Bench(StepBench):
+    """Of a network on `device`."""
 
     def __init__(
         self,
@@ -80,16 +79,11 @@ class Bench:
         network: Callable[[], nn.Module] = small,
     ) -> None:
         torch.manual_seed(0)
-        self.device, self.precision = device, precision
         with device:
-            self.model = network()
-        self.live = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-        self.optimizer = optim.build_sgd(
-            self.model, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused
+            model = network()
+        super().__init__(
+            model, lr=0.01, precision=precision, limit=1, fused=fused, decays=(0.9, 0.99)
         )
-        self.averages = {0.9: ema.start(self.live), 0.99: ema.start(self.live)}
-        self.window = torch.zeros(len(WINDOW), device=device)
-        self.guard = numeric.new_guard(self.model, self.window, 1, precision)
 
     def step(
         self, parts: int = 1, mixed: bool = False, empty: bool = False, **settings: object
@@ -100,16 +94,7 @@ class Bench:
         batches = [batch] * parts
         if empty:
             batches[0] = Batch(images[:0], labels[:0])
-        one_step(
-            self.model,
-            self.optimizer,
-            batches,
-            self.window,
-            self.guard,
-            self.averages,
-            self.live,
-            **{"device": self.device, "precision": self.precision, "lr": 0.01} | settings,
-        )
+        self.take(batches, **settings)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import copy_run
 from safetensors.torch import load_file
-from steps import one_step
+from steps import StepBench
 
 import googlenet_train.train as training
 from googlenet_train import checkpoint, cli, ema, numeric, optim
@@ -15,7 +15,6 @@ from googlenet_train.data import order
 from googlenet_train.data.index import open_source
 from googlenet_train.data.loader import Batch
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.session import WINDOW
 
 NAN, INF = float("nan"), float("inf")
 RATES = {"train/images_per_second", "train/data_wait"}
@@ -32,37 +31,16 @@ SETTINGS = (
 # --- one step ------------------------------------------------------------------------------------
 
 
-class Bench:
-    """A network with momentum, an average, a window and a guard: all that a step may change."""
-
+class Bench(StepBench):
     def __init__(self, limit: int = 0, fused: bool = True) -> None:
         torch.manual_seed(0)
-        self.model = GoogLeNet(3)
-        self.live = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-        self.optimizer = optim.build_sgd(
-            self.model, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=fused
-        )
-        self.averages = {0.9: ema.start(self.live)}
-        self.window = torch.zeros(len(WINDOW))
-        self.guard = numeric.new_guard(self.model, self.window, limit)
+        super().__init__(GoogLeNet(3), lr=0.01, limit=limit, fused=fused)
 
     def step(self, number: int) -> None:
         generator = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
         batch = Batch(images, torch.tensor([0, 1, 2, 0]))
-        one_step(
-            self.model,
-            self.optimizer,
-            [batch, batch],
-            self.window,
-            self.guard,
-            self.averages,
-            self.live,
-            step=number,
-            lr=0.01,
-            std=(0.25, 0.25, 0.25),
-            clip_norm=1.0,
-        )
+        self.take([batch, batch], step=number, std=(0.25, 0.25, 0.25), clip_norm=1.0)
 
     def state(self) -> dict[str, torch.Tensor]:
         tensors = dict(self.live) | {"window": self.window}

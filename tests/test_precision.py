@@ -8,14 +8,13 @@ import torch
 from conftest import copy_run
 from ranks import on_ranks
 from safetensors.torch import load_file
-from steps import one_step
+from steps import StepBench
 from torch import nn
 
 import googlenet_train.train as training
-from googlenet_train import checkpoint, cli, ema, loss_scale, numeric, optim
+from googlenet_train import checkpoint, cli, loss_scale
 from googlenet_train import device as devices
 from googlenet_train.data.loader import Batch
-from googlenet_train.session import WINDOW
 
 NAN, INF = float("nan"), float("inf")
 RATES = {"train/images_per_second", "train/data_wait"}
@@ -113,12 +112,12 @@ def test_it_ends_at_both_ends(monkeypatch):
 # --- one step ------------------------------------------------------------------------------------
 
 
-class Bench:
-    """A small network that really computes in float16 on the CPU, and all that a step changes."""
+class Bench(StepBench):
+    """Of a small network that really computes in float16 on the CPU."""
 
     def __init__(self, precision: str = "fp16", limit: int = 0, fused: bool = True) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(
+        model = nn.Sequential(
             nn.Conv2d(3, 8, 3, stride=2),
             nn.BatchNorm2d(8),
             nn.ReLU(),
@@ -126,30 +125,13 @@ class Bench:
             nn.Flatten(),
             nn.Linear(8, 3),
         )
-        self.live = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-        self.optimizer = optim.build_sgd(
-            self.model, lr=0.1, momentum=0.9, weight_decay=1e-4, fused=fused
-        )
-        self.averages = {0.9: ema.start(self.live)}
-        self.window = torch.zeros(len(WINDOW))
-        self.precision = precision
-        self.guard = numeric.new_guard(self.model, self.window, limit, precision)
+        super().__init__(model, lr=0.1, precision=precision, limit=limit, fused=fused)
 
     def step(self, number: int, **settings: object) -> None:
         generator = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (8, 3, 8, 8), generator=generator, dtype=torch.uint8)
         batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
-        one_step(
-            self.model,
-            self.optimizer,
-            [batch, batch],
-            self.window,
-            self.guard,
-            self.averages,
-            self.live,
-            precision=self.precision,
-            **{"step": number, "lr": 0.1} | settings,
-        )
+        self.take([batch, batch], **{"step": number} | settings)
 
     @property
     def factor(self) -> float:

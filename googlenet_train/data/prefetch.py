@@ -8,6 +8,8 @@ from torch import Tensor
 
 from googlenet_train.data.loader import Batch, Copied, pinned
 
+Tensors = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]  # images, labels, second labels
+
 
 def stream_for(device: torch.device) -> torch.cuda.Stream | None:
     """The stream that all copies to `device` share; None for a device that shares our memory."""
@@ -22,33 +24,26 @@ def send(batch: Batch, stream: torch.cuda.Stream | None) -> Batch:
     if stream is None:
         return batch
     batch = pinned(batch)  # from other memory the copy would wait
-    second = batch.second
     with torch.cuda.stream(stream):
-        images = batch.images.to(stream.device, non_blocking=True)
-        labels = batch.labels.to(stream.device, non_blocking=True)
-        if second is not None:
-            second = (
-                second[0].to(stream.device, non_blocking=True),
-                second[1].to(stream.device, non_blocking=True),
-            )
-        return batch._replace(copied=Copied(images, labels, second, stream.record_event()))
+        copies = _on(stream.device, batch)
+        return batch._replace(copied=Copied(*copies, stream.record_event()))
 
 
-def receive(
-    batch: Batch, device: torch.device
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+def receive(batch: Batch, device: torch.device) -> Tensors:
     """The batch's images (still bytes), labels and second labels on `device`."""
     if batch.copied is None:
-        second = batch.second
-        return (
-            batch.images.to(device, non_blocking=True),
-            batch.labels.to(device, non_blocking=True),
-            second
-            and (second[0].to(device, non_blocking=True), second[1].to(device, non_blocking=True)),
-        )
+        return _on(device, batch)
     images, labels, second, done = batch.copied
     now = torch.cuda.current_stream(device)
     now.wait_event(done)  # the device waits, not the host
     for tensor in (images, labels, *(second or ())):
         tensor.record_stream(now)  # its memory is the other stream's, and in use here until then
     return images, labels, second
+
+
+def _on(device: torch.device, batch: Batch) -> Tensors:
+    images, labels, *second = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (batch.images, batch.labels, *(batch.second or ()))
+    )
+    return images, labels, (second[0], second[1]) if second else None
