@@ -17,6 +17,8 @@ _BOOLEANS = {"yes": "true", "on": "true", "true": "true"} | dict.fromkeys(
 def unknown(key: str) -> str:
     """For a section or dotted key that does not exist: the nearest that does."""
     section, _, name = key.rpartition(".")
+    if "." in section and section not in properties():
+        return unknown(section)  # the mistake is in the name of the key, not of its part
     if section in properties() and (known := parts(section)):
         near = get_close_matches(name, known, 1)
         hint = (

@@ -499,6 +499,11 @@ def test_mistake_in_a_part_on_the_command_line(overrides: list[str], said: str) 
     assert line.startswith(f"command line {said}")
 
 
+def test_a_part_of_a_key_with_a_mistyped_name_gets_the_nearest_key() -> None:
+    line = mistake(TRAIN, "schedule.image_sise.from=64")
+    assert line.endswith("unknown key; did you mean schedule.image_size?")
+
+
 def test_a_part_that_is_missing() -> None:
     for line in (
         mistake(TRAIN + "schedule:\n  image_size: {to: 64}\n").removeprefix("mine.yaml:3 "),
