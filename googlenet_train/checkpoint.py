@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.storage import make_folder, write_durably
+from googlenet_train.machine.storage import make_folder, write_durably
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from googlenet_train import device as devices
 from googlenet_train import distributed, metrics
 from googlenet_train.config import Config
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, pinned, to_device
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.machine import device as devices
+from googlenet_train.machine.signals import Signals
 from googlenet_train.model.googlenet import GoogLeNet
 from googlenet_train.model.inference import folded, images_at_once
-from googlenet_train.signals import Signals
 
 _NOTHING = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64))
 _CONSTANTS: dict[str, Any] = {"freezing": True}  # of the compiler: weights are constants

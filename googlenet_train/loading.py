@@ -15,7 +15,7 @@ from googlenet_train.data.orientation import image_orientation, orientation, tur
 from googlenet_train.data.views import views_of
 from googlenet_train.evaluate import Setting
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.trained import open_trained
+from googlenet_train.run.trained import open_trained
 
 Photo = Image.Image | str | PathLike[str]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from googlenet_train import device as devices
 from googlenet_train import distributed, numeric
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.machine import device as devices
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from googlenet_train import distributed
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.storage import fsync, write_durably
+from googlenet_train.machine.storage import fsync, write_durably
 
 EVENTS = "events.out.tfevents.*"
 

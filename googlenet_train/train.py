@@ -8,29 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from googlenet_train import (
-    announce,
-    distributed,
-    ema,
-    loss_scale,
-    milestones,
-    numeric,
-    optim,
-    parallel,
-    runs,
-    shortage,
-)
-from googlenet_train import device as devices
+from googlenet_train import distributed, ema, loss_scale, numeric, optim, parallel
 from googlenet_train.data import prefetch
 from googlenet_train.data.loader import Batch, ahead, to_device, training_batch
 from googlenet_train.data.views import Augmentation
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.launch import Launch
 from googlenet_train.loss import googlenet_loss, total_weight
-from googlenet_train.milestones import Clock
+from googlenet_train.machine import device as devices
+from googlenet_train.machine.signals import Signals
 from googlenet_train.randomness import key
-from googlenet_train.session import Session, learning_rate_at, open_session
-from googlenet_train.signals import Signals
+from googlenet_train.run import announce, lock, milestones, shortage
+from googlenet_train.run.launch import Launch
+from googlenet_train.run.milestones import Clock
+from googlenet_train.run.opening import open_session
+from googlenet_train.run.session import Session, learning_rate_at
 
 _DROPOUT = 2  # one use of the seed: no two uses share their numbers
 
@@ -154,7 +145,7 @@ def train(launch: Launch) -> ExitCode:
 
 def _take_folder(folder: Path, held: ExitStack) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(runs.lock(folder))
+    held.enter_context(lock.hold(folder))
 
 
 def batches_to_come(run: Session, side: int | None = None) -> Iterator[Batch]:

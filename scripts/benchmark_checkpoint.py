@@ -36,10 +36,10 @@ import torch
 from torch import nn
 
 from googlenet_train import checkpoint, ema, optim
-from googlenet_train.background import Background
-from googlenet_train.milestones import refuse_poisoned
+from googlenet_train.machine.background import Background
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.session import copied
+from googlenet_train.run.milestones import refuse_poisoned
+from googlenet_train.run.state import copied
 
 _EPOCH = 1_281_167 / 2_500  # seconds
 

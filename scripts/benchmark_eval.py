@@ -20,9 +20,9 @@ import contenders
 import torch
 import torchvision
 
-from googlenet_train import allocator
-from googlenet_train import device as devices
 from googlenet_train.evaluate import Setting, probabilities, with_weights
+from googlenet_train.machine import allocator
+from googlenet_train.machine import device as devices
 from googlenet_train.model.googlenet import GoogLeNet
 
 NAMES = ("torchvision_fp32", "torchvision_best", "ours", "ours_compiled")

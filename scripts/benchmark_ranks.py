@@ -20,9 +20,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from googlenet_train import device as devices
-from googlenet_train import distributed, numeric, parallel, scaling
+from googlenet_train import distributed, numeric, parallel
+from googlenet_train.checks import scaling
 from googlenet_train.loss import googlenet_loss
+from googlenet_train.machine import device as devices
 from googlenet_train.model.googlenet import GoogLeNet
 
 

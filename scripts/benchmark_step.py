@@ -23,11 +23,12 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from googlenet_train import allocator, ema, numeric, optim
-from googlenet_train import device as devices
+from googlenet_train import ema, numeric, optim
 from googlenet_train.data.loader import Batch
+from googlenet_train.machine import allocator
+from googlenet_train.machine import device as devices
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.session import WINDOW
+from googlenet_train.run.session import WINDOW
 from googlenet_train.train import train_step
 
 NAMES = ("torchvision_fp32", "torchvision_best", "ours")

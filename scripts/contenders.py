@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from googlenet_train import memory
+from googlenet_train.machine import memory
 
 Answer = dict[str, float]
 Round = Callable[[], Answer]  # one timed turn

@@ -16,8 +16,8 @@ import torch
 from benchmark_step import our_step
 from torch.profiler import ProfilerActivity, profile
 
-from googlenet_train import allocator
-from googlenet_train import device as devices
+from googlenet_train.machine import allocator
+from googlenet_train.machine import device as devices
 
 # The first kind that has a part of the operation's name.
 KINDS = {

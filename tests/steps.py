@@ -8,7 +8,7 @@ from torch import nn
 import googlenet_train.train as training
 from googlenet_train import ema, numeric, optim
 from googlenet_train.data.loader import Batch
-from googlenet_train.session import WINDOW
+from googlenet_train.run.session import WINDOW
 
 
 def one_step(

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from googlenet_train import allocator
+from googlenet_train.machine import allocator
 
 needs_glibc = pytest.mark.skipif(not allocator._is_glibc(), reason="needs Linux with glibc")
 
 # Prints what was asked for, and how many MB of a freed tensor of 256 MB stay with the process.
 PROGRAM = """
-from googlenet_train import allocator
+from googlenet_train.machine import allocator
 asked = allocator.keep_freed_memory()
 import gc, torch
 def resident():

@@ -11,8 +11,8 @@ import pytest
 from conftest import Answer, Cli
 from PIL import Image
 
-from googlenet_train import evaluate_run
 from googlenet_train.cli import main
+from googlenet_train.verbs import evaluate_runs
 
 LAUNCH = re.compile(r"(googlenet-train|config  |run     |fresh   |loading PyTorch)")
 
@@ -373,7 +373,7 @@ def test_without_a_compiler_it_is_said_how_to_mend_it(
         error = capsys.readouterr().err.split("error    ")[1]
         assert error.startswith("--compile yes: nothing can be compiled here (")
         assert "No working C++ compiler" in error
-        monkeypatch.setattr(evaluate_run, "COMPILE_FROM", 1)
+        monkeypatch.setattr(evaluate_runs, "COMPILE_FROM", 1)
         assert main(["evaluate", "runs/tiny"]) == 0
     told = capsys.readouterr()
     assert "compile  no, nothing can be compiled here" in told.err

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
-from googlenet_train import cli, memory
+from googlenet_train import cli
 from googlenet_train.data import cache as caching
 from googlenet_train.data.cache import CachedFiles, open_cache
 from googlenet_train.data.decode import decode
@@ -20,6 +20,7 @@ from googlenet_train.data.orientation import UPRIGHT, orientation
 from googlenet_train.data.pack import Settings, pack
 from googlenet_train.data.views import Augmentation
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.machine import memory
 
 SIDE = 48
 AUGMENTATION = Augmentation("random_resized", (0.2, 1.0), (0.75, 1.3333333), "bilinear", 0.5)

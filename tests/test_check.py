@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from googlenet_train import cli, trial
+from googlenet_train import cli
+from googlenet_train.checks import trial
 from googlenet_train.errors import ExitCode
 from googlenet_train.model.googlenet import GoogLeNet
 

@@ -9,9 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from googlenet_train import checkpoint, storage
+from googlenet_train import checkpoint
 from googlenet_train.checkpoint import TrainState, checkpoint_path, checkpoints
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.machine import storage
 
 
 def state(step: int = 7) -> TrainState:

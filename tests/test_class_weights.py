@@ -9,15 +9,16 @@ import torch
 from steps import one_step
 from torch import nn
 
-from googlenet_train import cli, config_file, ema, numeric, optim
+from googlenet_train import cli, ema, numeric, optim
 from googlenet_train.checkpoint import checkpoints, header
+from googlenet_train.config import file as config_file
 from googlenet_train.data.balance import balanced_weights, class_warnings
 from googlenet_train.data.loader import Batch
 from googlenet_train.errors import ExitCode
-from googlenet_train.launch import prepare
 from googlenet_train.loss import googlenet_loss, total_weight
 from googlenet_train.model.googlenet import GoogLeNetOutputs
-from googlenet_train.session import WINDOW
+from googlenet_train.run.launch import prepare
+from googlenet_train.run.session import WINDOW
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
 TARGETS = torch.tensor([0, 2, 1, 4, 2, 0])

@@ -27,7 +27,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, dict[str, ob
     """What reaches launch.prepare, which then finds the run finished."""
     calls: list[tuple[object, dict[str, object]]] = []
     monkeypatch.setattr(
-        "googlenet_train.launch.prepare", lambda loaded, **flags: calls.append((loaded, flags))
+        "googlenet_train.run.launch.prepare", lambda loaded, **flags: calls.append((loaded, flags))
     )
     return calls
 
@@ -200,12 +200,12 @@ def test_every_ending_has_its_code_and_its_line(error, code, line, capsys, monke
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("googlenet_train.launch.prepare", fail)
+    monkeypatch.setattr("googlenet_train.run.launch.prepare", fail)
     assert call(capsys, "--config", "quickstart.yaml") == (code, "", line)
 
 
 def test_a_bug_of_ours_shows_where_and_exits_1(capsys, monkeypatch):
-    monkeypatch.setattr("googlenet_train.launch.prepare", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("googlenet_train.run.launch.prepare", lambda *_, **__: 1 / 0)
     code, out, err = call(capsys, "--config", "quickstart.yaml")
     assert (code, out) == (1, "")
     assert "ZeroDivisionError" in err

@@ -11,8 +11,8 @@ import yaml
 
 import googlenet_train
 from googlenet_train.config import Config
-from googlenet_train.config_file import Loaded, load, shipped_configs
-from googlenet_train.config_text import (
+from googlenet_train.config.file import Loaded, load, shipped_configs
+from googlenet_train.config.text import (
     defaults_text,
     difference,
     dump,
@@ -683,11 +683,12 @@ def test_configs_inside_the_package_as_in_a_wheel(tmp_path: Path) -> None:
     package = tmp_path / "site" / "googlenet_train"
     source = Path(googlenet_train.__file__).parent
     package.mkdir(parents=True)
-    for file in (*source.glob("config*.py"), *source.glob("[_ey]*.py")):
-        shutil.copy(file, package)
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(source / name, package)
+    shutil.copytree(source / "config", package / "config")
     shutil.copytree(shipped_configs(), package / "configs")
     script = (
-        "import sys; from googlenet_train.config_file import load;"
+        "import sys; from googlenet_train.config.file import load;"
         "print(load('imagenet').path); assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from googlenet_train import data_show, view_sheet
-from googlenet_train.config_file import load
+from googlenet_train.config.file import load
 from googlenet_train.data import order
 from googlenet_train.data.index import open_source
 from googlenet_train.data.loader import Augmentation, training_batch, training_image
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.randomness import Draws
+from googlenet_train.verbs import data_show, view_sheet
 
 # At this size a view fills its frame as it is, so that its pixels can be found on the sheet.
 SIZE = view_sheet._TILE - 2 * view_sheet._FRAME
@@ -133,7 +133,7 @@ def test_mistakes_are_answered_without_torch(tiny_folder, words, exit_code, mess
     script = (
         "import sys; sys.modules['torch'] = None\n"  # an import of it raises ImportError
         "from googlenet_train.errors import UserError\n"
-        "from googlenet_train import data_show\n"
+        "from googlenet_train.verbs import data_show\n"
         f"try: data_show.main({words!r})\n"
         "except UserError as error: print(error); sys.exit(error.exit_code)"
     )

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from googlenet_train import data_verify
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.verbs import data_verify
 
 
 def photo(seed: int, format: str = "JPEG") -> bytes:
@@ -152,7 +152,7 @@ def test_wrong_words():
 def test_a_source_that_is_not_there_needs_no_torch(tmp_path):
     script = (
         "import sys\nsys.modules['torch'] = None\n"
-        "from googlenet_train.data_verify import main\nfrom googlenet_train.errors import *\n"
+        "from googlenet_train.verbs.data_verify import main\nfrom googlenet_train.errors import *\n"
         "try:\n    main(['missing'])\nexcept UserError as error:\n    sys.exit(error.exit_code)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60)

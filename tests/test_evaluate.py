@@ -12,8 +12,8 @@ from PIL import Image
 from googlenet_train import evaluate as evaluation
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.evaluate import Setting, ensemble, evaluate, probabilities, with_weights
+from googlenet_train.machine.signals import Signals
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.signals import Signals
 
 COUNT = 13  # a prime: no batch divides it
 

@@ -20,7 +20,7 @@ from googlenet_train.data.views import Augmentation, evaluation_views, training_
 from googlenet_train.errors import ExitCode
 from googlenet_train.evaluate import Setting, probabilities
 from googlenet_train.randomness import Draws
-from googlenet_train.trained import open_trained
+from googlenet_train.run.trained import open_trained
 
 SIZES = [(60, 90), (90, 60), (50, 50), (31, 200), (200, 31), (20, 33), (3, 400)]
 RATIO = (0.75, 1.3333333)

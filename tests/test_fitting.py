@@ -14,9 +14,13 @@ import torch
 from ranks import train
 from safetensors.torch import load_file
 
-from googlenet_train import cli, config_file, distributed, fitting, launch, memory
+from googlenet_train import cli, distributed
+from googlenet_train.checks import fitting
+from googlenet_train.config import file as config_file
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.out_of_memory import is_out_of_memory
+from googlenet_train.machine import memory
+from googlenet_train.machine.out_of_memory import is_out_of_memory
+from googlenet_train.run import launch
 
 MB = 10**6
 AUTO = "optimizer.accumulate=auto"
@@ -303,7 +307,8 @@ class _two:
 def test_ranks_measure_by_themselves_and_agree(tiny_folder):
     before = """
 import os
-from googlenet_train import fitting, memory
+from googlenet_train.checks import fitting
+from googlenet_train.machine import memory
 memory.available = lambda: 1_100_000_000
 def longer(run, *rest):
     if os.environ["RANK"] == "1":  # nobody waits for what another one tries

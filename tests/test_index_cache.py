@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from googlenet_train import data_index
 from googlenet_train.data import folders, index_cache
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.verbs import data_index
 
 LONG_AGO = time.time_ns() - 3_600_000_000_000
 

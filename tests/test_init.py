@@ -14,10 +14,12 @@ import torchvision
 from test_googlenet import randomise
 from test_numeric import Bench
 
-from googlenet_train import checkpoint, cli, config_file, launch, optim, pretrained
+from googlenet_train import checkpoint, cli, optim
+from googlenet_train.config import file as config_file
 from googlenet_train.data.loader import to_device
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.model.googlenet import HEAD, GoogLeNet
+from googlenet_train.run import launch, pretrained
 
 PETS = ("cat", "dog", "owl")
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

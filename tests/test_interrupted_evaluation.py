@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from googlenet_train import cli, evaluate, milestones
+from googlenet_train import cli, evaluate
 from googlenet_train.errors import ExitCode
+from googlenet_train.run import milestones
 
 RATES = {"train/images_per_second", "train/data_wait"}
 

@@ -18,7 +18,7 @@ from googlenet_train.data.index import open_source
 from googlenet_train.data.loader import evaluation_batch
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.model.googlenet import GoogLeNet
-from googlenet_train.trained import open_trained
+from googlenet_train.run.trained import open_trained
 
 README = """\
 model, classes, preprocess = googlenet_train.load("runs/tiny")

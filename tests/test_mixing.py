@@ -23,7 +23,7 @@ from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.loss import googlenet_loss
 from googlenet_train.model.googlenet import GoogLeNetOutputs
 from googlenet_train.randomness import Draws
-from googlenet_train.session import WINDOW
+from googlenet_train.run.session import WINDOW
 
 SIZE = 32
 PLAIN = Augmentation("random_resized", (0.08, 1.0), (3 / 4, 4 / 3), "bilinear", 0.5)

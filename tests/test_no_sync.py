@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import googlenet_train.train as training
-from googlenet_train import device as devices
 from googlenet_train import ema, numeric, optim
 from googlenet_train.data.loader import Batch
+from googlenet_train.machine import device as devices
 from googlenet_train.model.googlenet import GoogLeNet
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])

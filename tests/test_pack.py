@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from googlenet_train import data_cli
 from googlenet_train.data import pack_state, sidecar
 from googlenet_train.data import shards as shards_module
 from googlenet_train.data.crops import Box
@@ -27,6 +26,7 @@ from googlenet_train.data.index import Index, open_source
 from googlenet_train.data.loader import Augmentation, Batch, training_batch
 from googlenet_train.data.pack import Settings, pack
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.verbs import data as data_cli
 
 AS_THEY_ARE = Settings(None, None, "jpeg", 10**9)
 SHRUNKEN = Settings(40, 92, "jpeg", 30_000)
@@ -75,7 +75,7 @@ def refusal(call, *arguments) -> str:
 
 
 def command(*words: object) -> int:
-    return data_cli.run(["pack", *map(str, words)])
+    return data_cli.main(["pack", *map(str, words)])
 
 
 def shard_bytes(folder: Path) -> dict[str, bytes]:

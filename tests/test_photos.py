@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli, draw_photos
 
 from googlenet_train import cli as commands
-from googlenet_train.config_file import load
+from googlenet_train.config.file import load
 from googlenet_train.errors import ExitCode
 
 QUICK = (
@@ -35,7 +35,9 @@ def pets(tmp_path, monkeypatch) -> Path:
 def asked(monkeypatch) -> list:
     """The settings that reach launch.prepare, which then finds the run finished."""
     calls: list = []
-    monkeypatch.setattr("googlenet_train.launch.prepare", lambda loaded, **_: calls.append(loaded))
+    monkeypatch.setattr(
+        "googlenet_train.run.launch.prepare", lambda loaded, **_: calls.append(loaded)
+    )
     return calls
 
 

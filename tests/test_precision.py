@@ -13,8 +13,8 @@ from torch import nn
 
 import googlenet_train.train as training
 from googlenet_train import checkpoint, cli, loss_scale
-from googlenet_train import device as devices
 from googlenet_train.data.loader import Batch
+from googlenet_train.machine import device as devices
 
 NAN, INF = float("nan"), float("inf")
 RATES = {"train/images_per_second", "train/data_wait"}

@@ -14,9 +14,9 @@ import torchvision
 from scipy import io as sio
 from torchvision.datasets import imagenet
 
-from googlenet_train import data_cli
 from googlenet_train.data.index import open_source
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.verbs import data as data_cli
 
 TRAIN, VAL, DEVKIT = (imagenet.ARCHIVE_META[part][0] for part in ("train", "val", "devkit"))
 WNIDS = {1: "n02119789", 2: "n01440764", 3: "n02100735"}  # by ILSVRC2012_ID
@@ -76,7 +76,7 @@ def archives(tmp_path, monkeypatch) -> Path:
 
 
 def prepare(*words: object) -> int:
-    return data_cli.run(["prepare", *map(str, words)])
+    return data_cli.main(["prepare", *map(str, words)])
 
 
 def refusal(*words: object, code: ExitCode = ExitCode.DATA) -> str:

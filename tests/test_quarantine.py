@@ -25,8 +25,8 @@ from googlenet_train.data.loader import (
 )
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, evaluate
-from googlenet_train.quarantine import Quarantine
-from googlenet_train.session import WINDOW
+from googlenet_train.run.quarantine import Quarantine
+from googlenet_train.run.session import WINDOW
 
 PLAIN = Augmentation("random_resized", (0.5, 1.0), (0.75, 1.33), "bilinear", 0.5)
 MIXED = PLAIN._replace(mixup=1.0)

@@ -17,8 +17,9 @@ import torch
 from ranks import on_ranks, train
 from safetensors.torch import load_file
 
-from googlenet_train import config_file, launch
+from googlenet_train.config import file as config_file
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.run import launch
 
 # Writes what each training batch was made of: a line for each block of the global batch.
 RECORD = """

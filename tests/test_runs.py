@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from googlenet_train import checkpoint, config_text, runs
+from googlenet_train import checkpoint
 from googlenet_train.config import Config
+from googlenet_train.config import text as config_text
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.runs import RunFolder
+from googlenet_train.run import lock, runs
+from googlenet_train.run.runs import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def saved(folder: str, config: Config, step: int, total: int = 10) -> Path:
     state = checkpoint.TrainState(step, {"w": torch.ones(1)}, info={"total_steps": total})
     checkpoint.save(path / runs.CHECKPOINTS, state)
     (path / runs.CONFIG).write_text(config_text.dump(config))
-    (path / runs.LOCK).touch()
+    (path / lock.FILE).touch()
     return path
 
 
@@ -133,7 +135,7 @@ def test_a_damaged_last_checkpoint_still_is_the_run():
 
 def test_a_start_that_failed_before_its_first_checkpoint_is_used_again():
     folder = Path("runs/x")
-    for leftover in (runs.LOCK, "metrics.jsonl", runs.CONFIG, "events.out.tfevents.1"):
+    for leftover in (lock.FILE, "metrics.jsonl", runs.CONFIG, "events.out.tfevents.1"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / leftover).touch()
         assert choose(settings()) == RunFolder(folder), leftover
@@ -172,8 +174,8 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error():
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from googlenet_train import runs
-with runs.lock(Path(sys.argv[1])):
+from googlenet_train.run import lock
+with lock.hold(Path(sys.argv[1])):
     child = os.fork() if "fork" in sys.argv else None
     if child != 0:
         print(child, flush=True)
@@ -201,12 +203,12 @@ def end(process: "subprocess.Popen[str]") -> None:
 def test_a_second_process_is_refused_until_the_first_is_dead():
     process, _ = hold("runs/x")
     try:
-        with pytest.raises(UserError, match="another process") as caught, runs.lock(Path("runs/x")):
+        with pytest.raises(UserError, match="another process") as caught, lock.hold(Path("runs/x")):
             pass
         assert caught.value.exit_code == ExitCode.USAGE
     finally:
         end(process)  # SIGKILL: it had no chance to clean up
-    with runs.lock(Path("runs/x")):
+    with lock.hold(Path("runs/x")):
         pass
 
 
@@ -216,7 +218,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent():
     try:
         end(process)
         os.kill(int(child), 0)  # alive
-        with runs.lock(Path("runs/x")):
+        with lock.hold(Path("runs/x")):
             pass
     finally:
         os.kill(int(child), signal.SIGKILL)

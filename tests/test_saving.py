@@ -14,9 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 import googlenet_train.train as training
-from googlenet_train import checkpoint, cli, session, storage
-from googlenet_train.background import Background
+from googlenet_train import checkpoint, cli
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.machine import storage
+from googlenet_train.machine.background import Background
+from googlenet_train.run import state
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL and sends no SIGTERM")
 
@@ -129,7 +131,7 @@ def test_it_is_noticed_when_training_waits(monkeypatch, steps):
 def test_it_is_noticed_when_the_state_is_not_copied(monkeypatch, steps):
     assert run("plain", "checkpoint.every_steps=2", "checkpoint.keep=9") == 0
     delay_the_first_save(monkeypatch, steps, 20)
-    monkeypatch.setattr(session, "_copy", lambda tensor: tensor.detach())
+    monkeypatch.setattr(state, "_copy", lambda tensor: tensor.detach())
     assert run("shared", "checkpoint.every_steps=2", "checkpoint.keep=9") == 0
     assert unequal("plain", "shared", 2) != []
 
@@ -244,7 +246,7 @@ def test_an_unreadable_image_costs_no_training(steps, capsys):
 SLOW_WRITE = """
 import os, time
 from pathlib import Path
-from googlenet_train import storage
+from googlenet_train.machine import storage
 fsync = storage.fsync
 def slow(handle):
     if "step-00000004" in os.readlink(f"/proc/self/fd/{handle}"):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from googlenet_train import cli, scaling
-from googlenet_train.scaling import Cluster, Known, outlook, ring_all_reduce
+from googlenet_train import cli
+from googlenet_train.checks import scaling
+from googlenet_train.checks.scaling import Cluster, Known, outlook, ring_all_reduce
 
 FAST = Cluster(2_500, loader_images_per_second=600, bytes_per_image=110e3, storage=1e12)
 RUN = {"batch_size": 4_096, "images": 1_281_167, "epochs": 90}

@@ -9,9 +9,11 @@ import torch
 from ranks import train
 from safetensors.torch import load_file
 
-from googlenet_train import checkpoint, cli, config_file, distributed, launch, milestones, shortage
+from googlenet_train import checkpoint, cli, distributed
 from googlenet_train import train as training
+from googlenet_train.config import file as config_file
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.run import launch, milestones, shortage
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
@@ -162,7 +164,7 @@ def test_elsewhere_it_is_no_bug(in_folder, monkeypatch, capsys):
     def short(words):
         raise CUDA
 
-    monkeypatch.setattr(cli, "_config", short)
+    monkeypatch.setitem(cli.VERBS, "config", short)
     assert cli.main(["config", "--defaults"]) == ExitCode.USAGE
     said = capsys.readouterr().err
     assert said.startswith("error    out of memory. End other programs that use the device, or")

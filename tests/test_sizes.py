@@ -10,11 +10,15 @@ import torch
 from conftest import copy_run
 from safetensors.torch import load_file
 
-from googlenet_train import announce, cli, config, config_file, launch, milestones, session, trial
+from googlenet_train import cli
 from googlenet_train import train as training
+from googlenet_train.checks import trial
+from googlenet_train.config import file as config_file
+from googlenet_train.config import learning
 from googlenet_train.data import sizes
 from googlenet_train.data.sizes import Growth, image_size_at, pixels, stretches
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.run import announce, launch, milestones, opening
 
 GROWING = ("data.image_size=96", "schedule.image_size={from: 32, to: 64, until: 0.75}")
 
@@ -62,7 +66,7 @@ def test_sizes_grow_by_32_and_end_at_the_last(growth, total_steps):
 
 
 def test_the_config_knows_the_same_step():
-    assert config.SIZE_STEP == sizes.STEP
+    assert learning.SIZE_STEP == sizes.STEP
 
 
 # --- a run ---------------------------------------------------------------------------------------
@@ -148,7 +152,7 @@ def test_larger_images_than_those_of_evaluation_are_refused(in_folder):
 
 def test_kept_photos_are_sharp_for_the_largest_training_images(in_folder):
     for words, side in ((GROWING, 82), (("data.image_size=96",), 123), ((), 41)):
-        resolved = session._resolved(planned(*words).config, torch.device("cpu"))
+        resolved = opening._resolved(planned(*words).config, torch.device("cpu"))
         assert resolved.data.cache_short_side == side, words
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from googlenet_train.config import Data
+from googlenet_train.config.images import Data
 from googlenet_train.data.index import Index, open_source
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.sources import Sources, open_sources, split_text
+from googlenet_train.run.sources import Sources, open_sources, split_text
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from googlenet_train import allocator, check, config_file, memory, trial
+from googlenet_train.checks import check, report, trial
+from googlenet_train.config import file as config_file
 from googlenet_train.data.cache import open_cache
 from googlenet_train.data.index import open_source
+from googlenet_train.machine import allocator, memory
 
 MB = 10**6
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_against_run.py"
@@ -142,8 +144,8 @@ def test_on_a_gpu_it_is_the_devices_memory(monkeypatch):
 )
 def test_how_it_is_told(capsys, found, line):
     values = found and trial.Memory(*(n if n is None else n * MB for n in found))
-    report, facts = check.Report(quiet=False), {}
-    check._judge_memory(report, facts, SimpleNamespace(memory=values))
+    so_far, facts = report.Report(quiet=False), {}
+    check._judge_memory(so_far, facts, SimpleNamespace(memory=values))
     assert " ".join(capsys.readouterr().out.split()) == line
     assert ("memory_bytes" in facts) == (found is not None)
 

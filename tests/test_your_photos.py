@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from googlenet_train import cli
-from googlenet_train.config_file import shipped_configs
+from googlenet_train.config.file import shipped_configs
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "your-photos.md"
 SHARD = Path(cli.__file__).parent / "assets" / "clothing" / "train.tar"

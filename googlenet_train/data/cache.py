@@ -20,7 +20,7 @@ from googlenet_train.data.names import Names
 from googlenet_train.data.orientation import UPRIGHT, orientation, turned
 from googlenet_train.data.pack import shrunken, to_ppm
 from googlenet_train.errors import UserError
-from googlenet_train.memory import gigabytes
+from googlenet_train.machine.memory import gigabytes
 
 _SAMPLE = 64  # photos that are asked for their size
 

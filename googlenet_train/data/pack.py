@@ -27,7 +27,7 @@ from googlenet_train.data.pack_state import State, Unreadable, refusal
 from googlenet_train.data.shards import scan_shards
 from googlenet_train.data.sidecar import SIDECAR, UNFINISHED, Shard, read_head, sha256, to_bytes
 from googlenet_train.errors import UserError
-from googlenet_train.storage import fsync, fsync_folder, write_durably
+from googlenet_train.machine.storage import fsync, fsync_folder, write_durably
 
 _ORIENTATION = 0x0112  # the EXIF tag
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from googlenet_train.data.names import printable
 from googlenet_train.data.sidecar import UNFINISHED, VERSION, Shard, check_shards
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.storage import CANNOT, warn_once, write_durably
+from googlenet_train.machine.storage import CANNOT, warn_once, write_durably
 
 LOCK = "pack.lock"
 

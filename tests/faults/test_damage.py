@@ -10,8 +10,10 @@ import pytest
 from conftest import TINY
 
 from faults.conftest import Start, posix, unequal
-from googlenet_train import checkpoint, config_file, launch, runs
+from googlenet_train import checkpoint
+from googlenet_train.config import file as config_file
 from googlenet_train.errors import UserError
+from googlenet_train.run import launch, runs
 
 pytestmark = posix
 Record = Callable[[str, object], None]

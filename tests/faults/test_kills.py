@@ -120,13 +120,13 @@ def test_a_sample_of_the_soak(tmp_path: Path) -> None:
 # Each makes a run that is killed end otherwise than one that is not.
 SABOTAGE = {
     "momentum is not saved": """
-from googlenet_train import session
-capture = session.capture
+from googlenet_train.run import state
+capture = state.capture
 def without_momentum(run):
     state = capture(run)
     state.momentum = {}
     return state
-import googlenet_train.milestones as milestones
+import googlenet_train.run.milestones as milestones
 milestones.capture = without_momentum
 """,
     "a checkpoint is written in place": """

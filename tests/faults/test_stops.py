@@ -70,12 +70,12 @@ def test_a_stop_while_the_run_is_opened(start: Start, tiny_folder: Path, whole: 
     """The lock is held and the network is being built: step 0 is saved, and nothing is lost."""
     before = """
 import os, signal
-from googlenet_train import session
-build = session.build_model
+from googlenet_train.run import opening
+build = opening.build_model
 def interrupted(*given):
     os.kill(os.getpid(), signal.SIGTERM)
     return build(*given)
-session.build_model = interrupted
+opening.build_model = interrupted
 """
     assert start("run", before=before).wait() == 143
     assert newest(tiny_folder / "run") == (0, [])
@@ -129,7 +129,8 @@ def test_a_stop_in_start_up_leaves_the_folder_free(
 def test_usr1_in_start_up_ends_nothing(start: Start, tiny_folder: Path, guarded: bool) -> None:
     before = """
 import os, signal
-from googlenet_train import launch, signals
+from googlenet_train.machine import signals
+from googlenet_train.run import launch
 prepare = launch.prepare
 def interrupted(*given, **named):
     os.kill(os.getpid(), signal.SIGUSR1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from faults.conftest import HERE, Start, newest, posix, unequal
-from googlenet_train import storage
+from googlenet_train.machine import storage
 
 pytestmark = posix
 
@@ -185,7 +185,7 @@ def test_it_is_noticed_when_an_error_of_the_disk_is_swallowed(
 ) -> None:
     before = failing(FSYNC, r"step-0+6\.safetensors\.partial$", "EIO")
     before += """
-from googlenet_train import storage
+from googlenet_train.machine import storage
 sync = storage.fsync
 def careless(handle):
     try:

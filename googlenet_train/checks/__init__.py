@@ -1,0 +1,1 @@
+"""What can be known of a run before it: used by `check` and at the start of training."""

@@ -1,0 +1,142 @@
+"""What `check` asks of the photos: classes, endings, copies, whether they can be read."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from googlenet_train.checks.report import Report
+from googlenet_train.data.balance import class_warnings, data_summary
+from googlenet_train.data.digests import copies, digests
+from googlenet_train.data.folders import FolderFiles
+from googlenet_train.data.index import Index
+from googlenet_train.data.names import is_hidden, is_photo
+from googlenet_train.errors import ExitCode
+from googlenet_train.run.launch import Launch
+
+_LISTED = 12  # classes that are shown one by one; of more only the smallest
+_MOST_FILES = 200_000  # that are asked whether they are photos
+_MOST_BYTES = 2_000_000_000  # that are read to compare contents, unless all are to be
+# Photos of cameras that a person may take for images that are read.
+_OTHER_PHOTOS = {".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".dng", ".nef", ".cr2", ".arw"}
+
+
+def look_at_classes(report: Report, facts: dict[str, Any], planned: Launch) -> None:
+    train, val, names = planned.train, planned.val, planned.sources.names
+    report.ok("train", data_summary(train, names))
+    held_out = ", held out of data.train" if planned.sources.split else ""
+    if val is None:
+        report.warning("val", "none: the run would not be evaluated")
+    else:
+        report.ok("val", f"{data_summary(val, names)}{held_out}")
+    counts = train.counts()
+    evaluated = val.counts() if val is not None else np.zeros_like(counts)
+    facts["classes"] = {
+        folder: {"name": name, "train": int(n), "val": int(m)}
+        for folder, name, n, m in zip(train.classes, names, counts, evaluated, strict=True)
+    }
+    order = np.argsort(counts, kind="stable").tolist()
+    shown = sorted(order) if len(order) <= _LISTED else order[:_LISTED]
+    width = max(len(names[i]) for i in shown)
+    for i in shown:
+        report.ok("class", f"{names[i]:<{width}} {counts[i]:>7,} train {evaluated[i]:>7,} val")
+    if len(order) > _LISTED:
+        report.ok("class", f"these {_LISTED} are the smallest of {len(order):,}")
+    weighted = planned.config.loss.class_weights is not None
+    for message in class_warnings(train, names, weighted=weighted):
+        report.warning("class", message)
+    absent = [names[i] for i in np.flatnonzero(evaluated == 0).tolist()]
+    if val is not None and absent:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        report.warning("val", f"no photos of {', '.join(absent[:5])}{more}")
+
+
+def look_at_other_files(report: Report, key: str, index: Index) -> None:
+    """Files among the photos whose endings are not those of photos: nobody reads them."""
+    if not isinstance(index.files, FolderFiles):
+        return
+    endings: Counter[str] = Counter()
+    seen = 0
+    for folder, below, files in os.walk(index.files.root):
+        below[:] = [name for name in below if not is_hidden(name)]
+        if Path(folder) == index.files.root:  # lists and licences are at home there
+            continue
+        names = (name for name in files if not is_hidden(name) and not is_photo(name))
+        endings.update(Path(name).suffix.lower() or "without ending" for name in names)
+        seen += len(files)
+        if seen > _MOST_FILES:
+            return
+    if endings:
+        listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
+        tell = report.warning if endings.keys() & _OTHER_PHOTOS else report.ok
+        plural = "s are" if endings.total() > 1 else " is"
+        tell(key, f"{endings.total():,} file{plural} not read, for the ending: {listed}")
+
+
+def compare(report: Report, planned: Launch, everything: bool) -> None:
+    """Copies of training photos among those to evaluate on."""
+    train, val = planned.train, planned.val
+    if val is None:
+        return
+    if planned.sources.split:
+        report.ok("copies", "none on both sides: the split goes by contents")
+        return
+    source = str(planned.config.data.val)
+    sizes = [
+        np.array([stamp[0] if (stamp := index.files.stamp(i)) else -1 for i in range(len(index))])
+        for index in (train, val)
+    ]
+    if (sizes[0] < 0).any() or (sizes[1] < 0).any():
+        report.ok("copies", "not looked for: this source does not tell its photos' sizes")
+        return
+    # Only photos of the same size can be the same.
+    places = [np.flatnonzero(np.isin(a, b)) for a, b in (sizes, sizes[::-1])]
+    total = int(sum(size[place].sum() for size, place in zip(sizes, places, strict=True)))
+    if total > _MOST_BYTES and not everything:
+        report.ok("copies", f"not looked for: {total / 1e9:.0f} GB to read, which --all does")
+        return
+    chosen = [index.chosen(place) for index, place in zip((train, val), places, strict=True)]
+    found = [
+        digests(index, where)
+        for index, where in zip(chosen, (planned.config.data.train, source), strict=True)
+    ]
+    border = len(chosen[0])
+    both = [g for g in copies(np.concatenate(found)) if g[0] < border <= g[-1]] if total else []
+    if not both:
+        report.ok("copies", "no photo to evaluate on is among those to train on")
+        return
+    first = both[0]
+    report.warning(
+        "copies",
+        f"{sum(i >= border for g in both for i in g):,} of the {len(val):,} photos to evaluate on "
+        f"are also trained on, so results will look too good; the first is "
+        f"{chosen[1].name(first[-1] - border)}, a copy of {chosen[0].name(first[0])}",
+    )
+
+
+def judge_unreadable(
+    report: Report, key: str, index: Index, looked: Sequence[tuple[str, str]], limit: float
+) -> None:
+    """`looked`: name and fault ("" for none) of the photos that were decoded.
+
+    `limit`: the share of all that may be unreadable. A few bad ones say little of those not seen.
+    """
+    bad = [(name, fault) for name, fault in looked if fault]
+    seen = f"{len(looked):,} of {len(index):,} photos decoded"
+    if not bad:
+        report.ok("photos", f"{key}: {seen}, all can be read")
+        return
+    shown = "; ".join(f"{name}: {fault}" for name, fault in bad[:5])
+    more = f"; and {len(bad) - 5:,} more" if len(bad) > 5 else ""
+    message = f"{key}: {seen}, {len(bad):,} cannot be read: {shown}{more}"
+    likely = len(bad) * len(index) / len(looked) if len(bad) >= 5 else len(bad)
+    if likely <= math.ceil(limit * len(index)):
+        report.warning("photos", f"{message}. They will be left out (data.on_error: quarantine)")
+    else:
+        mend = "mend them, or list them in data.exclude"
+        other = "" if limit else "; data.on_error=quarantine leaves a few out"
+        report.problem("photos", f"{message}. The run would stop: {mend}{other}", ExitCode.DATA)

@@ -1,0 +1,1 @@
+"""A run: its folder, its sources, its state, and what it does between steps."""

@@ -1,0 +1,172 @@
+"""The images of a run, from its settings: what it trains on, and what it is evaluated on."""
+
+import csv
+import io
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from googlenet_train.config.images import Data
+from googlenet_train.data.class_names import class_names
+from googlenet_train.data.digests import copies, digests
+from googlenet_train.data.index import (
+    Index,
+    check_same_classes,
+    existing_folder,
+    open_labelled,
+    open_source,
+)
+from googlenet_train.data.names import printable
+from googlenet_train.data.split import held_out
+from googlenet_train.data.tables import read_labels, read_paths
+from googlenet_train.errors import ExitCode, UserError
+
+SPLIT = "split.csv"
+
+T = TypeVar("T")
+
+
+class At(Protocol):
+    def __call__(self, key: str, open_it: Callable[[], T]) -> T: ...
+
+
+class Sources(NamedTuple):
+    train: Index
+    val: Index | None
+    split: bool  # `val` was held out of data.train
+    names: tuple[str, ...]  # what people call the classes
+    notes: tuple[str, ...] = ()  # what a person should know of the photos: "warning  ..."
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """By setting, of the contents that the images have wherever they lie."""
+        return {
+            "data.train": self.train.fingerprint(),
+            "data.val": self.val.fingerprint() if self.val else None,
+        }
+
+
+def _as_it_is(key: str, open_it: Callable[[], T]) -> T:
+    return open_it()
+
+
+def open_sources(data: Data, at: At = _as_it_is) -> Sources:
+    """Open what a run trains on and is evaluated on.
+
+    `at(key, open_it)` runs `open_it` and may add to an error where `key` was written.
+    Raises UserError (DATA).
+    """
+    photos, notes = open_photos(data, at)
+    folder = Path(data.train).expanduser()
+    names = at(
+        "data.train", lambda: class_names(photos.classes, folder if folder.is_dir() else None)
+    )
+    if data.val is not None:
+        source = data.val
+        val = at("data.val", lambda: check_same_classes(photos, open_source(source)))
+        return Sources(photos, val, False, names, notes)
+    if data.val_fraction == 0:
+        return Sources(photos, None, False, names, notes)
+    found = at("data.train", lambda: digests(photos, data.train))
+    out = at(
+        "data.train",
+        lambda: held_out(found, photos.labels, photos.classes, data.val_fraction),
+    )
+    notes += _about_copies(photos, copies(found), data.train)
+    train, val = photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out))
+    return Sources(train, val, True, names, notes)
+
+
+def open_val(data: Data) -> Index | None:
+    """What a run is evaluated on, with its own classes; data.train is opened where it is split."""
+    return open_source(data.val) if data.val is not None else open_sources(data).val
+
+
+def open_photos(data: Data, at: At = _as_it_is) -> tuple[Index, tuple[str, ...]]:
+    """The photos of data.train with the labels and without the exclusions of their tables.
+
+    With them what a person should know.
+    """
+    notes: tuple[str, ...] = ()
+    if data.labels is not None:
+        labels = data.labels
+        root = at("data.train", lambda: existing_folder(data.train))
+        index = at("data.labels", lambda: open_labelled(root, read_labels(labels, root)))
+    else:
+        index = at("data.train", lambda: open_source(data.train))
+    if data.exclude is not None:
+        table = data.exclude
+        root = Path(data.train).expanduser()
+        index, notes = at("data.exclude", lambda: _without(index, table, root))
+    return index, notes
+
+
+def _without(index: Index, table: str, root: Path) -> tuple[Index, tuple[str, ...]]:
+    listed = read_paths(table, root)
+    names = [index.files.names[i] for i in range(len(index))]
+    absent = listed.keys() - set(names)
+    notes: tuple[str, ...] = ()
+    if absent:
+        first = min(absent, key=lambda path: listed[path])
+        notes = (
+            f"note     {table}: {len(absent)} of its {len(listed)} paths are not in data.train, "
+            f"first '{first}' in line {listed[first]}",
+        )
+    kept = np.array([i for i, name in enumerate(names) if name not in listed], dtype=np.int64)
+    counts = np.bincount(index.labels[kept], minlength=len(index.classes))
+    if not counts.all():
+        name = index.classes[int(np.argmin(counts))]
+        raise UserError(f"{table}: leaves out every photo of class '{name}'", ExitCode.DATA)
+    return index.chosen(kept), notes
+
+
+def _about_copies(index: Index, groups: list[list[int]], source: str) -> tuple[str, ...]:
+    if not groups:
+        return ()
+    spare = sum(len(group) - 1 for group in groups)
+    notes = [
+        f"note     {spare:,} photo{'s are copies' if spare > 1 else ' is a copy'} of another; all "
+        "copies of one are on the same side of the split. `googlenet-train data verify "
+        f"--duplicates {shlex.quote(source)}` lists them"
+    ]
+    across = [group for group in groups if len(set(index.labels[group].tolist())) > 1]
+    if across:
+        first = across[0]
+        other = next(i for i in first if index.labels[i] != index.labels[first[0]])
+        more = f", and {len(across) - 1:,} more" if len(across) > 1 else ""
+        notes.append(
+            f"warning  the same photo stands in two classes: {index.name(first[0])} and "
+            f"{index.name(other)}{more}. Delete one of them, or list it in data.exclude"
+        )
+    return tuple(notes)
+
+
+def split_text(sources: Sources) -> bytes:
+    """split.csv: path (from data.train), label and split of each photo; may serve as data.labels.
+
+    In bytes, for a file name need not be text.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("path", "label", "split"))
+    rows = [
+        (index.files.names[i], index.classes[index.labels[i]], side)
+        for side, index in (("train", sources.train), ("val", sources.val))
+        if index is not None
+        for i in range(len(index))
+    ]
+    table.writerows(sorted(rows))
+    return os.fsencode(text.getvalue())
+
+
+def split_changes(path: Path, sources: Sources) -> str | None:
+    """How `sources` differs from a run's split.csv, in words; None where there is none."""
+    if not (sources.split and path.is_file()):
+        return None
+    before, now = set(path.read_bytes().splitlines()), set(split_text(sources).splitlines())
+    changed = sorted(before ^ now)
+    named = [next(csv.reader([os.fsdecode(line)]))[0] for line in changed]
+    return f"{len(set(named)):,} differ, first '{printable(named[0])}'" if named else None

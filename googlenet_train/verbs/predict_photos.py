@@ -1,0 +1,73 @@
+"""What `predict` does: the likeliest classes of photos."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from googlenet_train.data.decode import UndecodableImage
+from googlenet_train.data.loader import ahead
+from googlenet_train.data.names import is_photo
+from googlenet_train.data.views import evaluation_views
+from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.evaluate import Setting, probabilities
+from googlenet_train.machine import device as devices
+from googlenet_train.run.trained import open_trained
+
+
+def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: bool) -> ExitCode:
+    """Print the five likeliest classes of each photo, with their probabilities in percent.
+
+    A photo that cannot be read is named on stderr and the others go on; the exit code is then that
+    of a data error.
+    """
+    choice = devices.choose(kind)
+    paths = [path for photo in photos for path in _photos(Path(photo))]
+    trained = open_trained(run, which, choice.device)
+    devices.prepare(choice.device)
+    setting = Setting.of(trained.config, choice.device)
+    network = trained.network("ema", setting.precision)
+    top = min(5, len(trained.classes))
+
+    def make(i: int) -> Tensor | Exception:
+        try:
+            data = paths[i].read_bytes()
+            return evaluation_views(
+                data,
+                setting.image_size,
+                exif_orientation=setting.exif_orientation,
+                fit=setting.fit,
+            )
+        except (UndecodableImage, OSError) as error:
+            return error
+
+    rows, failed = [], 0
+    for path, views in zip(paths, ahead(make, range(len(paths)), setting.workers), strict=True):
+        if isinstance(views, Exception):
+            failed += 1
+            print(f"error    {path}: {views}", file=sys.stderr)
+            continue
+        p = probabilities(network, views, setting)[0]
+        best = [(trained.names[i], 100 * float(p[i])) for i in p.topk(top).indices.tolist()]
+        if as_json:
+            classes = [{"class": name, "percent": round(share, 2)} for name, share in best]
+            rows.append({"path": str(path), "top": classes})
+        else:
+            print(f"{path}: " + ", ".join(f"{name} {share:.1f} %" for name, share in best))
+    if as_json:
+        json.dump(rows, sys.stdout)
+        print()
+    return ExitCode.DATA if failed else ExitCode.DONE
+
+
+def _photos(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and is_photo(p.name))
+        if not found:
+            raise UserError(f"{path}: no photos in this folder or below it", ExitCode.DATA)
+        return found
+    if not path.exists():
+        raise UserError(f"no file {str(path)!r}. Give photos or folders of them.", ExitCode.DATA)
+    return [path]
