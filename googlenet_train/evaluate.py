@@ -61,6 +61,12 @@ class Setting:
             channels_last=config.device.channels_last,
         )
 
+    def at_once(self, count: int) -> int:
+        """How many of `count` images go through a network together."""
+        if self.device.type != "cpu":
+            return count
+        return min(count, images_at_once(self.image_size, devices.DTYPES[self.precision]))
+
 
 def with_weights(
     model: GoogLeNet,
@@ -75,16 +81,13 @@ def with_weights(
     """
     dtype = devices.DTYPES[precision]
     network = folded(model, weights, dtype=dtype)
-    fast = torch.compile(network, dynamic=False, options=_CONSTANTS) if compiled_for else network
+    fast: Network = network
+    if compiled_for:
+        fast = torch.compile(network, dynamic=False, options=_CONSTANTS)
 
     def run(images: Tensor) -> Tensor:
-        images = images.to(dtype)
-        at_once = len(images)
-        if images.device.type == "cpu":
-            at_once = images_at_once(images.shape[-1], dtype)
-        whole = min(compiled_for, at_once)
-        parts = torch.split(images, at_once)
-        return torch.cat([(fast if len(part) == whole else network)(part) for part in parts])
+        chosen = fast if len(images) == compiled_for else network
+        return chosen(images.to(dtype))
 
     return run
 
@@ -114,8 +117,11 @@ def probabilities(network: Network, images: Tensor, setting: Setting) -> Tensor:
 
     Probabilities are averaged over an image's views.
     """
-    x = to_device(images, setting.device, setting.mean, setting.std, setting.channels_last)
-    p = network(x).float().softmax(1)
+    parts = []
+    for part in torch.split(images, setting.at_once(len(images))):
+        x = to_device(part, setting.device, setting.mean, setting.std, setting.channels_last)
+        parts.append(network(x).float().softmax(1))
+    p = torch.cat(parts)
     return p.reshape(-1, setting.views, p.shape[1]).mean(1)
 
 

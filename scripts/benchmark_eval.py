@@ -57,12 +57,12 @@ def ours(
     size: int, batch: int, device: torch.device, precision: str, compiled: bool
 ) -> Callable[[], object]:
     model = GoogLeNet(CLASSES).to(device).to(memory_format=torch.channels_last).eval()
-    network = with_weights(model, None, precision, batch if compiled else 0)
-    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
     setting = Setting(
         device, precision, size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), batch, workers=0
     )
+    network = with_weights(model, None, precision, setting.at_once(batch) if compiled else 0)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     return lambda: probabilities(network, pixels, setting)
 
 

@@ -74,7 +74,7 @@ def evaluate_runs(
         return {kind: of(kind) for kind in kinds}
 
     at_once = min(max(1, setting.batch_size // crops), len(index)) * crops
-    chosen = networks(at_once if compiles else 0)
+    chosen = networks(setting.at_once(at_once) if compiles else 0)
     if compiles:
         try:
             _compile(chosen, at_once, setting)

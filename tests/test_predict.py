@@ -1,0 +1,45 @@
+"""`predict` takes photos in groups; each answer is its own photo's, wherever a group ends."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from googlenet_train import cli
+from googlenet_train.errors import ExitCode
+from googlenet_train.evaluate import Setting
+from googlenet_train.verbs import predict_photos
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_photo_gets_its_own_answer(trained_folder, monkeypatch, capsys, workers):
+    monkeypatch.chdir(trained_folder)
+    photos = sorted(map(str, Path("photos").rglob("*.jpg")))[:11]
+    for bad in (photos[2], photos[3], photos[4], photos[7]):  # a whole group, and one of another
+        Path(bad).unlink()
+        Path(bad).write_text("not a photo")
+
+    of = Setting.of
+    monkeypatch.setattr(Setting, "of", lambda *a: dataclasses.replace(of(*a), workers=workers))
+
+    def said(at_once: int) -> list:
+        monkeypatch.setattr(predict_photos, "_AT_ONCE", at_once)
+        assert cli.main(["predict", "runs/tiny", *photos, "--json"]) == ExitCode.DATA
+        out, err = capsys.readouterr()
+        assert [line.split(": ")[0] for line in err.splitlines() if line.startswith("error")] == [
+            f"error    {photos[i]}" for i in (2, 3, 4, 7)
+        ]
+        return json.loads(out)
+
+    alone = said(1)
+    assert [row["path"] for row in alone] == [photos[i] for i in (0, 1, 5, 6, 8, 9, 10)]
+    shares = [{one["class"]: one["percent"] for one in row["top"]} for row in alone]
+    assert len({tuple(sorted(one.items())) for one in shares}) > 3  # or any order would do
+    for at_once in (3, 16):
+        grouped = said(at_once)
+        assert [row["path"] for row in grouped] == [row["path"] for row in alone]
+        for row, expected in zip(grouped, shares, strict=True):
+            assert {one["class"]: one["percent"] for one in row["top"]} == pytest.approx(
+                expected, abs=0.05
+            )
