@@ -7,23 +7,20 @@ at once, and torch is not even loaded.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from googlenet_train.errors import ExitCode, UserError
+from googlenet_train.roll_call import RollCall
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
-_PATIENCE = 5.0  # seconds that a rank has to say it is alive, once another one has been missed
-_store: "Store | None" = None  # reaches every rank although their group is broken
+_call: RollCall | None = None  # while this rank is in a group
 _apart = False  # whether this rank works by itself for a while
-_timeout = 0.0
-_meeting = ""  # names this group in the store, where those before a restart may have left marks
 
 
 def world_size() -> int:
@@ -59,7 +56,12 @@ def cores() -> int:
 
 def in_group() -> bool:
     """Whether this rank has joined others."""
-    return _store is not None and not _apart
+    return _call is not None and not _apart
+
+
+def waiting() -> AbstractContextManager[None]:
+    """Around whatever waits for other ranks: one that is in it does not hang by itself."""
+    return _call.waiting() if _call is not None and not _apart else nullcontext()
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def group(timeout: float) -> Iterator[None]:
     No rank waits longer than `timeout` seconds for another one. Raises UserError (distributed),
     naming the ranks that do not answer, where one is killed or hangs.
     """
-    global _store, _timeout, _meeting
+    global _call
     if world_size() == 1:
         yield
         return
@@ -116,16 +118,22 @@ def group(timeout: float) -> Iterator[None]:
             "torchrun, and see that every machine reaches MASTER_ADDR at MASTER_PORT.",
             ExitCode.DISTRIBUTED,
         ) from None
-    _store, _timeout = store, timeout
+    times: list[int | None] = [None] * world_size()
     try:
-        _meeting = f"{gather(time.time_ns())[0]}"
+        dist.all_gather_object(times, time.time_ns())
+        _call = RollCall(store, rank(), world_size(), f"{times[0]}", timeout)
         yield
+        _call.over()
+        gather(None)  # nobody looks into the store any more, which ends with rank 0
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        raise UserError(_who_is_missing(error), ExitCode.DISTRIBUTED) from None
+        lost = _call.missing(_first_line(error)) if _call else f"the ranks lost each other: {error}"
+        raise UserError(lost, ExitCode.DISTRIBUTED) from None
     finally:
-        _store = None
+        if _call is not None:
+            _call.over()
+        _call = None
     dist.destroy_process_group()
 
 
@@ -137,42 +145,6 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     )
 
 
-def _who_is_missing(error: RuntimeError) -> str:
-    """Every rank that still runs says so in the store; the others are those that hang or died."""
-    assert _store is not None
-    begin = "the ranks lost each other"
-    try:
-        missing = _silent("alive", range(world_size()))
-        if missing:
-            names = f"{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            begin = (
-                f"rank{names} of {world_size()} do{'' if len(missing) > 1 else 'es'} not answer: "
-                f"killed, or hanging for {_timeout:g} s (distributed.timeout)"
-            )
-        # The store may live in rank 0: it stays until the others have looked into it too.
-        left = [r for r in range(world_size()) if r not in missing]
-        _silent("told", left if rank() == 0 else [])
-    except RuntimeError:
-        begin = "the machine that the ranks meet at (MASTER_ADDR) does not answer"
-    return (
-        f"{begin}. The last checkpoint is whole; start again with --resume, which torchrun "
-        f"--max-restarts does by itself. ({_first_line(error)})"
-    )
-
-
-def _silent(word: str, ranks: Sequence[int]) -> list[int]:
-    """Say `word` in the store; those of `ranks` that have not said it within _PATIENCE seconds."""
-    assert _store is not None
-    _store.set(f"{_meeting}/{word}/{rank()}", "")
-    missing = list(ranks)
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        missing = [r for r in missing if not _store.check([f"{_meeting}/{word}/{r}"])]
-        if not missing or time.monotonic() > deadline:
-            return missing
-        time.sleep(0.05)
-
-
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200]
 
@@ -182,7 +154,8 @@ def all_reduce_sum(tensor: "Tensor") -> "Tensor":
     if in_group():
         import torch.distributed as dist
 
-        dist.all_reduce(tensor)
+        with waiting():
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -212,8 +185,9 @@ def broadcast(tensors: Sequence["Tensor"]) -> None:
     if in_group():
         import torch.distributed as dist
 
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+        with waiting():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
 
 def gather(value: T) -> list[T]:
@@ -223,7 +197,8 @@ def gather(value: T) -> list[T]:
     import torch.distributed as dist
 
     values: list[T | None] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with waiting():
+        dist.all_gather_object(values, value)
     return cast(list[T], values)
 
 

@@ -1,6 +1,6 @@
 """One network on many ranks: DistributedDataParallel, and what it leaves to its user."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any, TypeVar, cast
 
@@ -41,13 +41,14 @@ def spread(
         return model
     known = signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    network = DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **cast(dict[str, Any], {buffers: False}),  # torch 2.14 gave it another name
-        static_graph=accumulate == 1,  # with more it would count the unexchanged passes too
-    )
+    with distributed.waiting():
+        network = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **cast(dict[str, Any], {buffers: False}),  # torch 2.14 gave it another name
+            static_graph=accumulate == 1,  # with more it would count the unexchanged passes too
+        )
     # After its first backward passes (one, or two where the graph is static) it lays the gradients
     # out anew, and the last bit of a sum over three or more ranks depends on where in that layout a
     # number stands. So those are passes without images: then every start is alike.
@@ -61,7 +62,7 @@ def spread(
 def exchanging(network: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Gradients travel once a step, with the `last` of its micro-batches."""
     if last or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
+        return distributed.waiting()
     return cast(AbstractContextManager[None], network.no_sync())
 
 
@@ -80,9 +81,10 @@ def take_part(
     before = numeric.snapshot(guard)
     if images is None:
         images = torch.zeros(2, 3, size, size, device=device)
-    with devices.autocast(device, precision):
+    with distributed.waiting(), devices.autocast(device, precision):
         outputs = network(images)
     logits = (outputs,) if isinstance(outputs, Tensor) else outputs
     nothing = torch.stack([head.float().sum() for head in logits if head is not None]).sum() * 0
-    torch.autograd.backward(nothing)
+    with distributed.waiting():
+        torch.autograd.backward(nothing)
     numeric.put_back(guard, before)

@@ -131,6 +131,7 @@ FLOORS = {
         "machine.storage",
         "machine",
         "distributed",
+        "roll_call",
         "randomness",
         "errors",
         "",  # the package itself: its version

@@ -241,13 +241,53 @@ def test_one_rank_that_is_killed_or_hangs_is_named_by_the_others(
     settings = ("optimizer.batch_size=6", f"distributed.timeout={timeout}")
     done = train(3, tiny_folder, *settings, before=at_step(2, how))
     assert done.codes == [ExitCode.DISTRIBUTED, -signal.SIGKILL, ExitCode.DISTRIBUTED], done.stderr
-    # A rank that waits for a survivor, not for the dead, learns of it when that one ends: on a busy
-    # machine it may be named too, and find nobody left to ask.
-    named = re.findall(r"ranks? ([\d, ]+) of 3 do(?:es)? not answer", done.stderr)
-    assert named, done.stderr
-    assert all("1" in ranks for ranks in named)
+    assert done.stderr.count("rank 1 of 3 does not answer: killed, or hanging") == 2, done.stderr
     if how == "SIGKILL":
         assert time.monotonic() - begin < timeout
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_and_could_answer_is_named_too(tiny_folder: Path):
+    """Its process runs, and its main thread reads a photo from a dead file server, say."""
+    hang = at_step(2, "SIGKILL").replace("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(25)")
+    assert "time.sleep" in hang
+    settings = ("optimizer.batch_size=6", "distributed.timeout=6")
+    done = train(3, tiny_folder, *settings, before=f"import time\n{hang}")
+    assert [done.codes[r] for r in (0, 2)] == [ExitCode.DISTRIBUTED] * 2, done.stderr
+    named = "rank 1 of 3 does not come to where the others wait: hanging for 6 s"
+    assert done.stderr.count(named) == 2, done.stderr
+
+
+# Rank 1 dies. Rank 0 waits for it and is told; rank 2 waits for rank 0, which it knows to be alive.
+WAITS_FOR_A_SURVIVOR = """
+import os, signal, sys, torch
+import torch.distributed as dist
+from googlenet_train import distributed, roll_call
+from googlenet_train.errors import UserError
+BEFORE
+try:
+    with distributed.group(60):
+        distributed.gather(0)
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with distributed.waiting():
+            dist.recv(torch.zeros(1), src={0: 1, 2: 0}[distributed.rank()])
+except UserError as error:
+    print(f"rank {distributed.rank()}: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_rank_that_waits_for_a_survivor_is_not_taken_for_dead(tmp_path: Path, guarded: bool):
+    before = "" if guarded else "roll_call.RollCall._watch = lambda self, store: None"
+    done = on_ranks(3, WAITS_FOR_A_SURVIVOR.replace("BEFORE", before), tmp_path)
+    assert done.codes == [ExitCode.DISTRIBUTED, -signal.SIGKILL, ExitCode.DISTRIBUTED]
+    said = sorted(re.findall(r"rank (\d): (ranks? [\d, ]+ of 3|the machine)", done.stderr))
+    if guarded:
+        assert said == [("0", "rank 1 of 3"), ("2", "rank 1 of 3")], done.stderr
+    else:
+        assert said[0] == ("0", "ranks 1, 2 of 3"), done.stderr
 
 
 def test_one_rank_that_gets_a_signal_stops_all_with_a_checkpoint(tiny_folder: Path):

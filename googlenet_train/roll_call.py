@@ -1,0 +1,137 @@
+"""Which ranks still answer, once one is missed: asked in the store, which all of them reach.
+
+Gloo tells a rank that waits for a dead one at once, and a rank that waits for a survivor nothing.
+So each rank has a thread that looks into the store: it answers for a rank that is blocked, and ends
+it. PyTorch is not loaded here.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from googlenet_train.errors import ExitCode
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+PATIENCE = 5.0  # seconds that a rank has to answer, once another one has been missed
+_LOOK_EVERY = 1.0  # seconds; a request of a few bytes
+_WAITING, _ELSEWHERE, _TOLD = "waiting", "elsewhere", "told"
+
+
+class RollCall:
+    """This rank's part in it. `name` is of this group alone: a store outlives a restart."""
+
+    def __init__(self, store: "Store", rank: int, ranks: int, name: str, timeout: float) -> None:
+        self._store, self._rank, self._ranks = store, rank, ranks
+        self._name, self._timeout = name, timeout
+        self._waits = False
+        self._exchanges = 0  # begun
+        self._ends = threading.Lock()  # held by the thread that ends this rank, main or ours
+        self._over = threading.Event()
+        own = store.clone()  # a connection is one thread's
+        threading.Thread(target=self._watch, args=(own,), daemon=True, name="roll call").start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it is entered this rank waits for others, and is not to be blamed."""
+        self._exchanges += 1
+        before, self._waits = self._waits, True
+        try:
+            yield
+        finally:
+            self._waits = before
+
+    def over(self) -> None:
+        """This rank leaves in order."""
+        self._over.set()
+
+    def missing(self, error: str) -> str:
+        """Who does not answer, as a person is told it. `error` is what this rank noticed it by."""
+        self._ends.acquire()
+        return self._ask(self._store, error)
+
+    def _watch(self, store: "Store") -> None:
+        try:
+            while not self._over.wait(_LOOK_EVERY):
+                if store.check([f"{self._name}/missed"]):
+                    self._answer_for_the_blocked(store)
+        except RuntimeError:  # the store is gone, with rank 0 or its machine
+            exchange = self._exchanges
+            time.sleep(PATIENCE)  # a last exchange is over by then
+            if self._waits and self._exchanges == exchange and self._ends.acquire(blocking=False):
+                self._end(_no_store("a rank that waits for others was left alone"))
+
+    def _answer_for_the_blocked(self, store: "Store") -> None:
+        while not self._over.wait(0.05):
+            if not self._ends.acquire(blocking=False):
+                return  # it has noticed by itself
+            try:
+                if self._waits:
+                    self._end(self._ask(store, "told by another rank"))
+                self._say(store, _ELSEWHERE)  # it comes to an exchange, or hangs
+            finally:
+                self._ends.release()
+
+    def _end(self, message: str) -> NoReturn:
+        """The rank's own thread is blocked for good, so nobody else can say it."""
+        print(f"error    rank {self._rank}: {message}", file=sys.stderr, flush=True)
+        os._exit(ExitCode.DISTRIBUTED)
+
+    def _ask(self, store: "Store", error: str) -> str:
+        everyone = range(self._ranks)
+        try:
+            store.set(f"{self._name}/missed", "")
+            self._say(store, _WAITING)
+            answers = self._wait_for(lambda r: self._heard(store, r) == _WAITING, store)
+            silent = [r for r in everyone if answers[r] is None]
+            elsewhere = [r for r in everyone if answers[r] == _ELSEWHERE]
+            # The store may live in rank 0: it stays until the others have looked into it too.
+            store.set(f"{self._name}/{_TOLD}/{self._rank}", "")
+            if self._rank == 0:
+                self._wait_for(lambda r: r in silent or self._has_been_told(store, r), store)
+        except RuntimeError:
+            return _no_store(error)
+        return f"{self._whom(silent, elsewhere)}{_END} ({error})"
+
+    def _whom(self, silent: list[int], elsewhere: list[int]) -> str:
+        named = silent or elsewhere
+        if not named:
+            return "the ranks lost each other"
+        many = len(named) > 1
+        names = f"rank{'s' if many else ''} {', '.join(map(str, named))} of {self._ranks} "
+        hanging = f"hanging for {self._timeout:g} s (distributed.timeout)"
+        if silent:
+            return f"{names}do{'' if many else 'es'} not answer: killed, or {hanging}"
+        return f"{names}do{'' if many else 'es'} not come to where the others wait: {hanging}"
+
+    def _say(self, store: "Store", what: str) -> None:
+        store.set(f"{self._name}/answer/{self._rank}", what)
+
+    def _heard(self, store: "Store", rank: int) -> str | None:
+        key = f"{self._name}/answer/{rank}"
+        return bytes(store.get(key)).decode() if store.check([key]) else None
+
+    def _has_been_told(self, store: "Store", rank: int) -> bool:
+        return bool(store.check([f"{self._name}/{_TOLD}/{rank}"]))
+
+    def _wait_for(self, done: Callable[[int], bool], store: "Store") -> list[str | None]:
+        """What each rank has answered when all are `done`, or patience is at its end."""
+        deadline = time.monotonic() + PATIENCE
+        while not all(done(r) for r in range(self._ranks)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return [self._heard(store, r) for r in range(self._ranks)]
+
+
+_END = (
+    ". The last checkpoint is whole; start again with --resume, which torchrun --max-restarts does "
+    "by itself."
+)
+
+
+def _no_store(error: str) -> str:
+    return f"the machine that the ranks meet at (MASTER_ADDR) does not answer{_END} ({error})"
