@@ -361,6 +361,16 @@ def test_an_exception_arrives_in_its_turn(workers):
     assert loader_threads() == []
 
 
+def test_a_loader_thread_computes_alone_and_the_step_keeps_its_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert set(ahead(lambda _: torch.get_num_threads(), range(8), 2)) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_stop_when_the_consumer_leaves_early(workers):
     started = []
