@@ -22,7 +22,7 @@ Every setting, with its reason: googlenet-train config --defaults
 Every flag: googlenet-train --help
 """
 
-# Where training or an evaluation of its own is short of it, it says more: see shortage.py.
+# Where training or an evaluation of its own is short of it, it says more: see run/shortage.py.
 _MORE_MEMORY = "End other programs that use the device, or take one with more (--device cpu)."
 # None of them loads PyTorch or reads a file before it has understood its words.
 VERBS = {

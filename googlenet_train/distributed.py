@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.roll_call import RollCall
+from googlenet_train.roll_call import RollCall, lost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,12 @@ def cores() -> int:
 def in_group() -> bool:
     """Whether this rank has joined others."""
     return _call is not None and not _apart
+
+
+def finish_first(work: Callable[[], object]) -> None:
+    """`work` is done before a rank that lost the others ends: a save that has begun, say."""
+    if _call is not None:
+        _call.finish_first(work)
 
 
 def waiting() -> AbstractContextManager[None]:
@@ -123,13 +129,12 @@ def group(timeout: float) -> Iterator[None]:
         dist.all_gather_object(times, time.time_ns())
         _call = RollCall(store, rank(), world_size(), f"{times[0]}", timeout)
         yield
-        _call.over()
-        gather(None)  # nobody looks into the store any more, which ends with rank 0
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
-        lost = _call.missing(_first_line(error)) if _call else f"the ranks lost each other: {error}"
-        raise UserError(lost, ExitCode.DISTRIBUTED) from None
+        seen = _first_line(error)
+        told = _call.missing(seen) if _call else lost("the ranks lost each other", seen)
+        raise UserError(told, ExitCode.DISTRIBUTED) from None
     finally:
         if _call is not None:
             _call.over()

@@ -10,17 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from googlenet_train.errors import ExitCode
+from googlenet_train.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 PATIENCE = 5.0  # seconds that a rank has to answer, once another one has been missed
 _LOOK_EVERY = 1.0  # seconds; a request of a few bytes
-_WAITING, _ELSEWHERE, _TOLD = "waiting", "elsewhere", "told"
+_WAITING, _ELSEWHERE = "waiting", "elsewhere"  # what a rank answers
 
 
 class RollCall:
@@ -30,7 +30,8 @@ class RollCall:
         self._store, self._rank, self._ranks = store, rank, ranks
         self._name, self._timeout = name, timeout
         self._waits = False
-        self._exchanges = 0  # begun
+        self._finish: Callable[[], object] = lambda: None
+        self._silent: list[int] = []  # as far as this rank knew while it was elsewhere
         self._ends = threading.Lock()  # held by the thread that ends this rank, main or ours
         self._over = threading.Event()
         own = store.clone()  # a connection is one thread's
@@ -39,12 +40,15 @@ class RollCall:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """While it is entered this rank waits for others, and is not to be blamed."""
-        self._exchanges += 1
         before, self._waits = self._waits, True
         try:
             yield
         finally:
             self._waits = before
+
+    def finish_first(self, work: Callable[[], object]) -> None:
+        """`work` is done before this rank ends, however it does: a save that has begun, say."""
+        self._finish = work
 
     def over(self) -> None:
         """This rank leaves in order."""
@@ -56,17 +60,14 @@ class RollCall:
         return self._ask(self._store, error)
 
     def _watch(self, store: "Store") -> None:
-        try:
+        with suppress(RuntimeError):  # the store is gone; who waits learns of it by Gloo
             while not self._over.wait(_LOOK_EVERY):
                 if store.check([f"{self._name}/missed"]):
                     self._answer_for_the_blocked(store)
-        except RuntimeError:  # the store is gone, with rank 0 or its machine
-            exchange = self._exchanges
-            time.sleep(PATIENCE)  # a last exchange is over by then
-            if self._waits and self._exchanges == exchange and self._ends.acquire(blocking=False):
-                self._end(_no_store("a rank that waits for others was left alone"))
+                    break
 
     def _answer_for_the_blocked(self, store: "Store") -> None:
+        patience = time.monotonic() + PATIENCE
         while not self._over.wait(0.05):
             if not self._ends.acquire(blocking=False):
                 return  # it has noticed by itself
@@ -76,27 +77,39 @@ class RollCall:
                 self._say(store, _ELSEWHERE)  # it comes to an exchange, or hangs
             finally:
                 self._ends.release()
+            if not self._silent and time.monotonic() > patience:
+                self._silent = [r for r in range(self._ranks) if self._heard(store, r) is None]
 
-    def _end(self, message: str) -> NoReturn:
+    def _end(self, message: str) -> None:
         """The rank's own thread is blocked for good, so nobody else can say it."""
-        print(f"error    rank {self._rank}: {message}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody may be listening any more
+            print(f"error    rank {self._rank}: {message}", file=sys.stderr, flush=True)
+        with suppress(UserError, OSError):
+            self._finish()
         os._exit(ExitCode.DISTRIBUTED)
 
     def _ask(self, store: "Store", error: str) -> str:
-        everyone = range(self._ranks)
+        # A store in a process that hangs never answers.
+        late = threading.Timer(3 * PATIENCE, self._end, [_no_store(error)])
+        late.daemon = True
+        late.start()
         try:
             store.set(f"{self._name}/missed", "")
             self._say(store, _WAITING)
             answers = self._wait_for(lambda r: self._heard(store, r) == _WAITING, store)
-            silent = [r for r in everyone if answers[r] is None]
-            elsewhere = [r for r in everyone if answers[r] == _ELSEWHERE]
+            silent = [r for r, answer in enumerate(answers) if answer is None]
+            elsewhere = [r for r, answer in enumerate(answers) if answer == _ELSEWHERE]
             # The store may live in rank 0: it stays until the others have looked into it too.
-            store.set(f"{self._name}/{_TOLD}/{self._rank}", "")
+            store.set(f"{self._name}/told/{self._rank}", "")
             if self._rank == 0:
                 self._wait_for(lambda r: r in silent or self._has_been_told(store, r), store)
         except RuntimeError:
-            return _no_store(error)
-        return f"{self._whom(silent, elsewhere)}{_END} ({error})"
+            if not self._silent:
+                return _no_store(error)
+            silent, elsewhere = self._silent, []
+        finally:
+            late.cancel()
+        return lost(self._whom(silent, elsewhere), error)
 
     def _whom(self, silent: list[int], elsewhere: list[int]) -> str:
         named = silent or elsewhere
@@ -117,7 +130,7 @@ class RollCall:
         return bytes(store.get(key)).decode() if store.check([key]) else None
 
     def _has_been_told(self, store: "Store", rank: int) -> bool:
-        return bool(store.check([f"{self._name}/{_TOLD}/{rank}"]))
+        return bool(store.check([f"{self._name}/told/{rank}"]))
 
     def _wait_for(self, done: Callable[[int], bool], store: "Store") -> list[str | None]:
         """What each rank has answered when all are `done`, or patience is at its end."""
@@ -127,11 +140,13 @@ class RollCall:
         return [self._heard(store, r) for r in range(self._ranks)]
 
 
-_END = (
-    ". The last checkpoint is whole; start again with --resume, which torchrun --max-restarts does "
-    "by itself."
-)
+def lost(begin: str, error: str) -> str:
+    """A message that begins with who is lost: what is to be done, and what was noticed."""
+    return (
+        f"{begin}. The last checkpoint is whole; start again with --resume, which torchrun "
+        f"--max-restarts does by itself. ({error})"
+    )
 
 
 def _no_store(error: str) -> str:
-    return f"the machine that the ranks meet at (MASTER_ADDR) does not answer{_END} ({error})"
+    return lost("the machine that the ranks meet at (MASTER_ADDR) does not answer", error)

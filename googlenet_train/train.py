@@ -130,6 +130,7 @@ def train(launch: Launch) -> ExitCode:
     with ExitStack() as held, Signals() as signals:
         distributed.together(lambda: _take_folder(launch.folder, held))
         run = open_session(launch)
+        distributed.finish_first(run.background.wait)
         try:
             announce.introduce(run)
             return _train(run, signals)

@@ -290,6 +290,35 @@ def test_a_rank_that_waits_for_a_survivor_is_not_taken_for_dead(tmp_path: Path, 
         assert said[0] == ("0", "ranks 1, 2 of 3"), done.stderr
 
 
+def test_a_blocked_rank_ends_what_it_is_saving(tmp_path: Path):
+    """Rank 0 waits for rank 1, which waits for the dead one, and is told to end meanwhile."""
+    code = WAITS_FOR_A_SURVIVOR.replace("BEFORE", "import pathlib, time").replace(
+        "        with distributed.waiting():",
+        """        if distributed.rank() == 0:
+            from googlenet_train.machine.background import Background
+            saving = Background()
+            distributed.finish_first(saving.wait)
+            saving.start(lambda: (time.sleep(15), pathlib.Path("saved").touch()))
+        with distributed.waiting():""",
+    )
+    code = code.replace("src={0: 1, 2: 0}", "src={0: 2, 2: 1}")
+    done = on_ranks(3, code, tmp_path)
+    assert done.codes == [ExitCode.DISTRIBUTED, -signal.SIGKILL, ExitCode.DISTRIBUTED], done.stderr
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_rank_that_dies_when_all_is_done_fails_nobody(tmp_path: Path):
+    code = """
+import os, signal
+from googlenet_train import distributed
+with distributed.group(60):
+    distributed.gather(0)
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert on_ranks(3, code, tmp_path).codes == [0, -signal.SIGKILL, 0]
+
+
 def test_one_rank_that_gets_a_signal_stops_all_with_a_checkpoint(tiny_folder: Path):
     """Even where it comes twice: from the batch system, and handed on by torchrun."""
     kill = "os.kill(os.getpid(), signal.SIGTERM)"

@@ -55,7 +55,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         trial, "evaluate", lambda networks, photos, setting: seen.append(len(photos))
     )
-    plain = SimpleNamespace(precision="fp32")
+    plain = SimpleNamespace(precision="fp32", at_once=lambda count: count)
     monkeypatch.setattr(trial.Setting, "of", lambda config, device: plain)
     monkeypatch.setattr(trial, "of_training", lambda *given: {})
     monkeypatch.setattr(trial, "forget_peak", lambda device: None)
@@ -78,6 +78,16 @@ def test_an_evaluation_takes_as_much_as_its_batches(evaluation, photos, at_once,
     assert evaluation == [tried]
     assert most == pytest.approx(expected * MB, abs=MB)
     assert trial._tried_evaluation(session(None, at_once)) == (0.0, None)
+
+
+def test_of_batches_that_are_taken_in_parts_only_the_pixels_count(evaluation, monkeypatch):
+    parts = SimpleNamespace(precision="fp32", at_once=lambda count: 16, workers=1, image_size=64)
+    monkeypatch.setattr(trial.Setting, "of", lambda config, device: parts)
+    _, most = trial._tried_evaluation(session(Photos(1000), 256))
+    assert most == 600 * MB + (2 * 256 - 64) * 3 * 64**2  # a batch, and one made ahead
+    evaluation.clear()
+    _, most = trial._tried_evaluation(session(Photos(100), 256))
+    assert most == 600 * MB + (100 - 64) * 3 * 64**2
 
 
 def test_the_peak_of_a_run(monkeypatch):

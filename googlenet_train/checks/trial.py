@@ -166,8 +166,8 @@ def _timed_step(run: Session, side: int) -> float:
 def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     """Seconds of one evaluation, and its bytes at the peak, from that of a few photos.
 
-    Both grow with the photos in a straight line: the seconds with all, the bytes with those that
-    are evaluated at once.
+    The seconds grow with all photos in a straight line. So do the bytes with those of a batch,
+    where it goes through the network whole; else with the pixels of the batches made ahead.
     """
     val = run.launch.val
     if val is None:
@@ -183,8 +183,12 @@ def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     most = peak(run.device)
     if before is None or most is None:
         return seconds, None
-    at_once = min(run.config.evaluate.batch_size, len(val))
-    return seconds, before + (most - before) * at_once // min(at_once, len(some))
+    batch = min(run.config.evaluate.batch_size, len(val))
+    tried = min(batch, len(some))
+    if setting.at_once(tried) == tried:
+        return seconds, before + (most - before) * batch // tried
+    ahead = min(setting.workers + 1, -(-len(val) // batch))
+    return seconds, most + (ahead * batch - tried) * 3 * setting.image_size**2
 
 
 def forget_peak(device: torch.device) -> None:

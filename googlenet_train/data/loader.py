@@ -21,6 +21,7 @@ from googlenet_train.data.views import Augmentation, evaluation_views, training_
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.randomness import Draws
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
     copied: Copied | None = None  # the same on the GPU
 
 
-def ahead(make: Callable[[int], T], items: Iterable[int], workers: int) -> Iterator[T]:
+def ahead(make: Callable[[S], T], items: Iterable[S], workers: int) -> Iterator[T]:
     """`make(item)` for each item, in order, computed by `workers` threads up to that many ahead.
 
     With 0 workers it is computed when asked for. An exception reaches the caller in its turn.

@@ -52,7 +52,7 @@ def images_at_once(size: int, dtype: torch.dtype) -> int:
 
     So many that the largest map, conv1's, stays below the 32 MiB from which on glibc asks the
     system for every tensor anew: x 1.36 in bfloat16 and x 1.30 in float32, and nothing where freed
-    memory is kept (allocator.py).
+    memory is kept (machine/allocator.py).
     """
     return max(1, LARGEST_MAP // (64 * ((size + 1) // 2) ** 2 * dtype.itemsize))
 

@@ -1,4 +1,4 @@
-"""The folder of a run: which one, whose, and that nobody else is writing there. No torch."""
+"""The folder of a run: which one, whose, and what is in it. No torch."""
 
 import sys
 from collections.abc import Iterator

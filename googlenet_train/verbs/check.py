@@ -16,6 +16,7 @@ def main(words: list[str]) -> int:
         description="Look at everything that a run needs, and take its first steps, without "
         "training or leaving anything behind. The exit code is 0 only if the run would start.",
     )
+    add_config(parser)
     parser.add_argument("--resume", action="store_true", help="check that a run can go on")
     parser.add_argument(
         "--all", action="store_true", help="decode every photo, compare all contents"
@@ -35,7 +36,6 @@ def main(words: list[str]) -> int:
     more.add_argument(
         "--failures", metavar="DAYS", type=_rate, help="between those of a machine (default: 30)"
     )
-    add_config(parser)
     given = parser.parse_intermixed_args(words)
 
     allocator.keep_freed_memory()

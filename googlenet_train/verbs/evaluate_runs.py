@@ -73,11 +73,11 @@ def evaluate_runs(
 
         return {kind: of(kind) for kind in kinds}
 
-    at_once = min(max(1, setting.batch_size // crops), len(index)) * crops
-    chosen = networks(setting.at_once(at_once) if compiles else 0)
+    batch = min(max(1, setting.batch_size // crops), len(index)) * crops
+    chosen = networks(setting.at_once(batch) if compiles else 0)
     if compiles:
         try:
-            _compile(chosen, at_once, setting)
+            _compile(chosen, batch, setting)
         except UserError:
             if compile_it == "yes":
                 raise
@@ -125,7 +125,7 @@ def evaluate_runs(
 
 
 def _compile(networks: Mapping[str, Network], count: int, setting: Setting) -> None:
-    """Let the networks be compiled for `count` images at once. Raises UserError (usage)."""
+    """Let the networks be compiled, on a batch of `count` images. Raises UserError (usage)."""
     size = (count, 3, setting.image_size, setting.image_size)
     images = torch.zeros(size, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     with compiled.asked_for("--compile yes:", instead="leave --compile out"):

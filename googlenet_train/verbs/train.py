@@ -20,6 +20,7 @@ def main(words: list[str]) -> int:
         "7 distributed, 130 and 143 stopped by a signal, saved.",
     )
     parser.add_argument("--version", action="version", version=f"googlenet-train {__version__}")
+    add_config(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on where the run stopped, or start it"
     )
@@ -33,7 +34,6 @@ def main(words: list[str]) -> int:
         default=[],
         help="with --resume: accept that this setting differs",
     )
-    add_config(parser)
     given = parser.parse_intermixed_args(words)
     if given.resume and given.fresh:
         raise UserError("--resume and --fresh exclude each other. Leave one out", ExitCode.USAGE)
