@@ -149,7 +149,7 @@ def newest(folder: Path) -> tuple[TrainState | None, list[str]]:
         lines = "\n  ".join(bad)
         raise UserError(
             f"{folder}: no checkpoint verifies, and a run is never restarted from nothing:\n"
-            f"  {lines}\nRestore one from a backup, or train anew: --fresh in place of --resume.",
+            f"  {lines}\nRestore one from a backup, or train anew (--fresh).",
             ExitCode.CHECKPOINT,
         )
     return None, bad

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from googlenet_train.data.decode import decode, from_pillow
+from googlenet_train.data.decode import UndecodableImage, decode, from_pillow
 from googlenet_train.data.loader import to_device
 from googlenet_train.data.orientation import image_orientation, orientation, turned
 from googlenet_train.data.views import views_of
@@ -47,7 +47,10 @@ def load(run: str | PathLike[str], *, checkpoint: str = "last", weights: str = "
             pixels, turn = from_pillow(photo.convert("RGB")), image_orientation(photo)
         else:
             data = Path(photo).read_bytes()
-            pixels, turn = decode(data), orientation(data)
+            try:
+                pixels, turn = decode(data), orientation(data)
+            except UndecodableImage as error:
+                raise UndecodableImage(f"{photo}: {error}") from None
         if setting.exif_orientation:
             pixels = turned(pixels, turn)
         views = views_of(pixels, setting.image_size, fit=setting.fit)

@@ -101,6 +101,22 @@ def damage(path: Path) -> None:
             r"command line model\.num_classes: 4, but data\.train has 3 classes\. Write auto, .*",
         ),
         (
+            ["--config", "tiny.yaml", "data.train=wrapped", "model.num_classes=auto"],
+            3,
+            r"command line data\.train: one class, 'photos', so there is nothing to tell apart\. "
+            r"It holds the folders cat, dog, owl; did you mean 'wrapped/photos'\?",
+        ),
+        (
+            ["--config", "tiny.yaml", "--config", "quickstart.yaml"],
+            2,
+            r"--config is given twice\. Leave one out\. See .*",
+        ),
+        (
+            ["photos/", "optimizer.lr", "=", "0.1"],
+            2,
+            r"optimizer\.lr is a setting: write optimizer\.lr=VALUE, without spaces\.",
+        ),
+        (
             ["--config", "tiny.yaml", "run.dir=typo.yaml"],
             2,
             r"run\.dir=typo\.yaml is a file\. Choose a folder.*",
@@ -127,6 +143,7 @@ def test_found_before_anything_is_created(tiny_folder, cli: Cli, words, rc, mess
         "data: {train: photos/train}\noptimizer:\n  leraning_rate: 0.1\n"
     )
     shutil.copytree(tiny_folder / "photos/val", tiny_folder / "more")
+    shutil.copytree(tiny_folder / "photos/val", tiny_folder / "wrapped/photos")
     (tiny_folder / "more/bird").mkdir()
     shutil.copy(tiny_folder / "photos/val/owl/0.jpg", tiny_folder / "more/bird")
     before = sorted(tiny_folder.rglob("*"))
@@ -305,7 +322,7 @@ def test_evaluate_names_what_it_lacks(trained_folder, cli: Cli):
         "--checkpoint 5: runs/tiny has steps 3, 6. Give one of them, last or best."
     )
     no_checkpoint = cli("evaluate", "photos/val/dog/0.jpg", cwd=trained_folder)
-    assert "no checkpoint of googlenet-train" in one_line(no_checkpoint, 4)
+    assert one_line(no_checkpoint, 2).startswith("photos/val/dog/0.jpg is no checkpoint. RUN is")
 
     shutil.move(trained_folder / "photos", trained_folder / "pictures")
     gone = cli("evaluate", "runs/tiny", cwd=trained_folder)

@@ -185,6 +185,15 @@ def test_files_with_other_endings(place, capsys):
     assert warning.endswith("3 files are not read, for the ending: .heic (2), .txt (1)")
 
 
+def test_photos_beside_the_class_folders(place, capsys):
+    for name in ("loose.jpg", "more.JPG"):
+        Path("photos/train", name).write_text("x")
+    [warning] = found(asked(capsys)[1], "warning")
+    assert warning.endswith(
+        "2 photos lie beside the class folders, in no class: loose.jpg, more.JPG"
+    )
+
+
 def test_one_bad_photo_of_many(place, capsys):
     Path("photos/train/dog/1.jpg").write_text("no image")
     code, lines = asked(capsys, "data.on_error=quarantine")

@@ -111,6 +111,20 @@ def test_a_class_that_cannot_be_split_is_named(pets, cli: Cli):
     assert not Path("runs").exists()
 
 
+def test_a_link_that_leads_nowhere_is_split_like_a_photo_and_left_out(pets, cli: Cli):
+    (pets / "cat/gone.jpg").symlink_to("nowhere.jpg")
+    (pets / "loose.jpg").write_bytes((pets / "cat/0.jpg").read_bytes())
+    (pets / "dog/a.HEIC").touch()
+    answer = cli("pets/", *QUICK, cwd=pets.parent)
+    assert answer.rc == 0, answer.stderr
+    with (pets.parent / "runs/pets/quarantine.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert "gone.jpg" in str(row)
+    assert "it is a link that leads nowhere" in str(row)
+    assert "warning  1 photo lies beside the class folders, in no class: loose.jpg" in answer.stderr
+    assert "warning  1 file is not read, for the ending: .heic (1)" in answer.stderr
+
+
 def test_from_a_folder_to_a_prediction(pets, cli: Cli):
     shutil.copy(pets / "cat/0.jpg", pets / "dog/copy.jpg")
     answer = cli("pets/", *QUICK, cwd=pets.parent)

@@ -12,6 +12,15 @@ from googlenet_train.evaluate import Setting
 from googlenet_train.verbs import predict_photos
 
 
+def test_what_training_does_not_read_is_not_predicted_either(trained_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained_folder)
+    Path("photos/val/dog/._0.jpg").write_text("a Mac's leavings")
+    Path("photos/val/__MACOSX").mkdir()
+    Path("photos/val/__MACOSX/a.jpg").write_text("more of them")
+    assert cli.main(["predict", "runs/tiny", "photos/val"]) == ExitCode.DONE
+    assert len(capsys.readouterr().out.splitlines()) == 9
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_photo_gets_its_own_answer(trained_folder, monkeypatch, capsys, workers):
     monkeypatch.chdir(trained_folder)

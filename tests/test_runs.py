@@ -95,6 +95,36 @@ def test_settings_that_reach_no_weight_make_no_other_run():
     assert "runs/x" in refused(settings())
 
 
+def without_checkpoints(folder: str, config: Config) -> Path:
+    """A run of which somebody deleted the checkpoints, to make room."""
+    path = saved(folder, config, 10)
+    (path / runs.BEST).write_text('{"step": 10}')
+    for file in (path / runs.CHECKPOINTS).iterdir():
+        file.unlink()
+    return path
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_written_over():
+    without_checkpoints("runs/x", settings())
+    assert choose(settings()) == RunFolder(Path("runs/x-2"), "runs/x holds another run")
+    for config in (settings(), settings(dir="runs/x")):
+        with pytest.raises(UserError, match=r"runs/x has best\.json and no checkpoint") as caught:
+            choose(config, resume=True)
+        assert caught.value.exit_code == ExitCode.CHECKPOINT
+    assert "holds a run already" in refused(settings(dir="runs/x"))
+    assert choose(settings(dir="runs/x"), fresh=True).aside == Path("runs/x-old")
+
+
+def test_of_several_others_the_nearest_is_resumed_and_it_says_so():
+    data = settings().data
+    saved("runs/x", settings(seed=1), 3)
+    labelled = data.model_copy(update={"labels": "l.csv", "exif_orientation": True})
+    saved("runs/x-2", settings(seed=1).model_copy(update={"data": labelled}), 3)
+    run = choose(settings(), resume=True)
+    assert run.folder == Path("runs/x")
+    assert run.note == "of 2 runs the nearest; run.dir=FOLDER names another"
+
+
 def test_fresh_renames_and_deletes_nothing():
     old = saved("runs/x", settings(), 3)
     content = {p.relative_to(old): p.read_bytes() for p in old.rglob("*") if p.is_file()}

@@ -72,11 +72,6 @@ def _check(
         tell = report.warning if status == "warning" else report.ok
         tell("photos", printable(message.strip()))
     photos.look_at_classes(report, facts, planned)
-    for key, index in (("train", planned.train), ("val", planned.val)):
-        if index is not None:
-            photos.look_at_other_files(report, key, index)
-        if planned.sources.split:  # both are in one folder
-            break
     photos.compare(report, planned, everything)
     _look_at_folder(report, planned.folder)
     print("loading PyTorch…", file=sys.stderr, flush=True)
@@ -170,6 +165,8 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
         f"batch {planned.config.optimizer.batch_size} at {planned.config.largest_side} px: "
         f"{tried.step:.2f} s a step on {tried.device}",
     )
+    if tried.slow:
+        report.warning("step", tried.slow)
     _judge_memory(report, facts, tried)
     needed = tried.checkpoint * (planned.config.checkpoint.keep + 2)  # the best; one being written
     free = shutil.disk_usage(_existing(planned.folder)).free

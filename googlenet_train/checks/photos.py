@@ -1,10 +1,7 @@
 """What `check` asks of the photos: classes, endings, copies, whether they can be read."""
 
 import math
-import os
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +9,12 @@ import numpy as np
 from googlenet_train.checks.report import Report
 from googlenet_train.data.balance import class_warnings, data_summary
 from googlenet_train.data.digests import copies, digests
-from googlenet_train.data.folders import FolderFiles
 from googlenet_train.data.index import Index
-from googlenet_train.data.names import is_hidden, is_photo
 from googlenet_train.errors import ExitCode
 from googlenet_train.run.launch import Launch
 
 _LISTED = 12  # classes that are shown one by one; of more only the smallest
-_MOST_FILES = 200_000  # that are asked whether they are photos
 _MOST_BYTES = 2_000_000_000  # that are read to compare contents, unless all are to be
-# Photos of cameras that a person may take for images that are read.
-_OTHER_PHOTOS = {".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".dng", ".nef", ".cr2", ".arw"}
 
 
 def look_at_classes(report: Report, facts: dict[str, Any], planned: Launch) -> None:
@@ -53,28 +45,6 @@ def look_at_classes(report: Report, facts: dict[str, Any], planned: Launch) -> N
     if val is not None and absent:
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         report.warning("val", f"no photos of {', '.join(absent[:5])}{more}")
-
-
-def look_at_other_files(report: Report, key: str, index: Index) -> None:
-    """Files among the photos whose endings are not those of photos: nobody reads them."""
-    if not isinstance(index.files, FolderFiles):
-        return
-    endings: Counter[str] = Counter()
-    seen = 0
-    for folder, below, files in os.walk(index.files.root):
-        below[:] = [name for name in below if not is_hidden(name)]
-        if Path(folder) == index.files.root:  # lists and licences are at home there
-            continue
-        names = (name for name in files if not is_hidden(name) and not is_photo(name))
-        endings.update(Path(name).suffix.lower() or "without ending" for name in names)
-        seen += len(files)
-        if seen > _MOST_FILES:
-            return
-    if endings:
-        listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
-        tell = report.warning if endings.keys() & _OTHER_PHOTOS else report.ok
-        plural = "s are" if endings.total() > 1 else " is"
-        tell(key, f"{endings.total():,} file{plural} not read, for the ending: {listed}")
 
 
 def compare(report: Report, planned: Launch, everything: bool) -> None:
@@ -126,7 +96,7 @@ def judge_unreadable(
     `limit`: the share of all that may be unreadable. A few bad ones say little of those not seen.
     """
     bad = [(name, fault) for name, fault in looked if fault]
-    seen = f"{len(looked):,} of {len(index):,} photos decoded"
+    seen = f"{len(looked):,} of {len(index):,} photos looked at"
     if not bad:
         report.ok("photos", f"{key}: {seen}, all can be read")
         return

@@ -20,6 +20,7 @@ from googlenet_train.data.loader import ahead
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, evaluate, of_training
 from googlenet_train.machine import allocator, memory
+from googlenet_train.machine import device as devices
 from googlenet_train.run import shortage
 from googlenet_train.run.launch import Launch
 from googlenet_train.run.opening import open_session
@@ -48,6 +49,7 @@ class Memory(NamedTuple):
 
 class Trial(NamedTuple):
     device: str
+    slow: str | None  # what should be known of the precision
     fitting: str | None  # how optimizer.accumulate: auto was settled
     step: float  # seconds, with the largest images
     training: float  # seconds of all steps
@@ -109,6 +111,7 @@ def first_steps(launch: Launch) -> Trial:
             size = checkpoint.size(state)
             return Trial(
                 device=run.choice.why,
+                slow=devices.emulated(run.config.device.precision, run.device),
                 fitting=line,
                 step=step,
                 training=training,

@@ -19,7 +19,8 @@ def data_summary(index: Index, names: Sequence[str]) -> str:
         if counts[low] == counts[high]
         else f"from {counts[low]:,} ({names[low]}) to {counts[high]:,} ({names[high]})"
     )
-    return f"{len(index):,} photos, {len(index.classes):,} classes, {spread}"
+    classes = f"{len(index.classes):,} class{'es' if len(index.classes) > 1 else ''}"
+    return f"{len(index):,} photos, {classes}, {spread}"
 
 
 def class_warnings(index: Index, names: Sequence[str], *, weighted: bool) -> list[str]:

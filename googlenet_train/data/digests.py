@@ -6,6 +6,7 @@ trusted while its file has the same size and time.
 
 import hashlib
 import io
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from googlenet_train import distributed
 from googlenet_train.data import index_cache
 from googlenet_train.data.index import Index
 from googlenet_train.data.names import names_in, pack_names
+from googlenet_train.errors import UserError
 
 Digests = npt.NDArray[np.uint8]
 
@@ -94,7 +96,7 @@ def _read(index: Index, places: Sequence[int], found: Digests, size: int) -> Non
 
     def read(block: Sequence[int]) -> int:
         for i in block:
-            found[i] = np.frombuffer(digest(index.read(i)), dtype=np.uint8)
+            found[i] = np.frombuffer(digest(_content(index, i)), dtype=np.uint8)
         return len(block)
 
     if size >= MIN_BYTES:
@@ -113,6 +115,17 @@ def _read(index: Index, places: Sequence[int], found: Digests, size: int) -> Non
                 bar.update(done)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _content(index: Index, i: int) -> bytes | memoryview:
+    """Of a link that leads nowhere its name: what is to be done about it is the run's to decide."""
+    try:
+        return index.read(i)
+    except UserError:
+        path = Path(index.files.name(i))
+        if path.is_symlink() and not path.exists():
+            return os.fsencode(index.files.names[i])
+        raise
 
 
 def _load(root: Path) -> dict[tuple[str, int, int], bytes]:

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -131,6 +132,27 @@ def scan(root: Path) -> FolderScan:
         counts.append(found.photos)
         settled &= found.settled
     return FolderScan(classes, counts, names_in(b"".join(blocks)), folders, began, settled)
+
+
+def left_out(root: Path, most: int) -> tuple[Counter[str], list[str]]:
+    """Files below `root` that no class has: how many of each ending that is not read, in the class
+    folders, and the photos that lie beside them. Nothing where there are more than `most` files.
+    """
+    endings: Counter[str] = Counter()
+    loose: list[str] = []
+    seen = 0
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not is_hidden(name)]
+        names = [name for name in files if not is_hidden(name)]
+        if Path(folder) == root:  # lists and licences are at home there
+            loose = sorted(filter(is_photo, names))
+        else:
+            others = (name for name in names if not is_photo(name))
+            endings.update(Path(name).suffix.lower() or "without ending" for name in others)
+        seen += len(files)
+        if seen > most:
+            return Counter(), []
+    return endings, loose
 
 
 def look(root: Path, name: str) -> Folder:

@@ -85,6 +85,8 @@ class Index:
                 "data.workers help",
                 ExitCode.STORAGE,
             )
+        if error.filename is not None and Path(error.filename).is_symlink():
+            return UserError(f"{what}; it is a link that leads nowhere", ExitCode.DATA)
         return UserError(
             f"{what}; the data set changed after it was indexed, or its disk has a fault",
             ExitCode.DATA,
@@ -168,7 +170,7 @@ def with_classes(index: Index, classes: Sequence[str]) -> Index:
     unknown = [name for name in index.classes if name not in set(classes)]
     if unknown:
         near = difflib.get_close_matches(unknown[0], classes, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else f", such as '{classes[0]}'"
         verb = "is" if len(unknown) == 1 else "are"
         raise _refusal(
             f"{_listed('class', unknown)} {verb} not among the {len(classes)} training classes"

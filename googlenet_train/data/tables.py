@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from googlenet_train.data.names import printable
 from googlenet_train.errors import ExitCode, UserError
 
 
@@ -25,7 +26,12 @@ def read_labels(table: str, root: Path) -> list[tuple[str, str]]:
         if path in lines:
             raise _refusal(table, line, f"'{written}' stands twice, first in line {lines[path]}")
         if not os.path.isfile(root / path):  # noqa: PTH113  half of Path's time
-            raise _refusal(table, line, f"no file '{root / path}'; a path starts from data.train")
+            raise _refusal(
+                table,
+                line,
+                f"no file '{printable(str(root / path))}'; a path starts from data.train"
+                + (", and has / between folders" if "\\" in path else ""),
+            )
         lines[path] = line
         rows.append((path, label))
     if not rows:
@@ -57,6 +63,9 @@ def _read(table: str, columns: Sequence[str]) -> list[tuple[int, list[str]]]:
     try:
         # "-sig": Excel begins a file with a mark. Names need not be UTF-8.
         with Path(table).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if "\0" in file.read(1000):
+                raise _refusal(table, 1, "is no text, or not UTF-8; save it as CSV in UTF-8")
+            file.seek(0)
             return _rows(table, file, columns)
     except OSError as error:
         raise UserError(f"{table}: cannot be read: {error.strerror}", ExitCode.DATA) from None

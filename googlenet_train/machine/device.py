@@ -53,7 +53,7 @@ def choose(kind: str) -> Choice:
     if kind == "mps" or (kind == "auto" and mps):
         return Choice(torch.device("mps"), "Apple GPU")
     if kind == "cpu":
-        return Choice(torch.device("cpu"), "CPU, as device.kind says")
+        return Choice(torch.device("cpu"), "CPU (device.kind: cpu)")
     # A machine that has a GPU and trains on its CPU would take a hundred times as long: say so.
     warning = cuda_missing if cuda_missing and _driver_present() else None
     return Choice(torch.device("cpu"), f"CPU ({cuda_missing})", warning)
@@ -99,6 +99,16 @@ def fast_precisions(device: torch.device) -> tuple[str, ...]:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return ("bf16",) if fast else ()
     return ()
+
+
+def emulated(precision: str, device: torch.device) -> str | None:
+    """What a person should know of a `precision` that the device only imitates; else None."""
+    if device.type == "mps" or precision in ("fp32", *fast_precisions(device)):
+        return None
+    return (
+        f"device.precision {precision} is no number that this device multiplies: it is imitated, "
+        "many times slower. auto takes one that it does"
+    )
 
 
 def good_precision(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """What a person is told and shown at the milestones of a run."""
 
+import shlex
 from collections.abc import Mapping
 
 from googlenet_train import distributed
@@ -8,6 +9,7 @@ from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, evaluation_batch
 from googlenet_train.errors import ExitCode
 from googlenet_train.evaluate import Setting, probabilities, with_weights
+from googlenet_train.machine import device as devices
 from googlenet_train.reporting import duration, say
 from googlenet_train.run.launch import Launch
 from googlenet_train.run.pictures import contact_sheet
@@ -29,6 +31,8 @@ def introduce(run: Session) -> None:
     say(f"device   {run.choice.why}; {precision}, {threads} thread{plural}")
     if run.choice.warning:
         say(f"warning  {run.choice.warning}")
+    if slow := devices.emulated(precision, run.device):
+        say(f"warning  {slow}")
     say(f"train    {data_summary(launch.train, launch.sources.names)}")
     held_out = f", held out of data.train ({SPLIT})" if launch.sources.split else ""
     val = (
@@ -169,7 +173,8 @@ def finished(run: Session) -> ExitCode:
     else:
         say(f"trained {run.step:,} steps in {took}")
     predictions = f", {folder}/val_predictions.jpg" if results else ""
+    run_folder, runs_folder = (shlex.quote(str(path)) for path in (folder, folder.parent))
     say(f"pictures  {folder}/train_batch.jpg{predictions}")
-    say(f"curves    tensorboard --logdir {folder.parent}")
-    say(f"next      googlenet-train predict {folder} PHOTO.jpg")
+    say(f"curves    tensorboard --logdir {runs_folder}")
+    say(f"next      googlenet-train predict {run_folder} PHOTO.jpg")
     return ExitCode.DONE

@@ -1,7 +1,7 @@
 """The folder of a run: which one, whose, and what is in it. No torch."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +127,8 @@ def choose(config: Config, name: str, *, resume: bool, fresh: bool) -> RunFolder
     free = next(folder for folder in _candidates(base) if not _taken(folder))
     if resume:
         # One of other settings is taken too: the check of changes then says what differs.
-        return RunFolder(lock.not_in_use((same or found)[-1]) if found else free)
-    unfinished = [f for f in same if not (at := progress(f)) or not at.finished]
+        return _nearest(same or found, config) if found else RunFolder(free)
+    unfinished = [f for f in same if not _lost(f) and (not (at := progress(f)) or not at.finished)]
     if unfinished:
         folder = lock.not_in_use(unfinished[-1])
         if fresh:
@@ -143,6 +143,38 @@ def choose(config: Config, name: str, *, resume: bool, fresh: bool) -> RunFolder
     return RunFolder(free, None if free == base else f"{base} holds another run")
 
 
+def _nearest(found: Sequence[Path], config: Config) -> RunFolder:
+    """The run that differs in the fewest settings; of several the newest."""
+
+    def differences(folder: Path) -> int:
+        try:
+            old = saved_config(folder)
+        except UserError:
+            return sys.maxsize
+        return len(_differences(old, config)) if old is not None else sys.maxsize
+
+    folder = min(reversed(found), key=differences)
+    others = f"of {len(found)} runs the nearest; run.dir=FOLDER names another"
+    return RunFolder(_to_resume(folder), others if len(found) > 1 else None)
+
+
+def _to_resume(folder: Path) -> Path:
+    lock.not_in_use(folder)
+    if _lost(folder):
+        raise UserError(
+            f"{folder} has {BEST} and no checkpoint any more. Restore {folder / CHECKPOINTS}, or "
+            "start over: --fresh in place of --resume (the old folder is renamed).",
+            ExitCode.CHECKPOINT,
+        )
+    return folder
+
+
+def _lost(folder: Path) -> bool:
+    """Whether somebody took the checkpoints of a run away: the best one was told of after it was
+    written."""
+    return (folder / BEST).exists() and not checkpoint.checkpoints(folder / CHECKPOINTS)
+
+
 def _explicit(folder: Path, *, resume: bool, fresh: bool) -> RunFolder:
     if not _taken(folder):
         return RunFolder(folder)
@@ -153,7 +185,7 @@ def _explicit(folder: Path, *, resume: bool, fresh: bool) -> RunFolder:
         )
     lock.not_in_use(folder)
     if resume:
-        return RunFolder(folder)
+        return RunFolder(_to_resume(folder))
     if fresh:
         return RunFolder(folder, aside=_old_name(folder))
     raise UserError(
@@ -210,7 +242,7 @@ def _taken(folder: Path) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    return progress(folder) is not None or lock.is_locked(folder)
+    return progress(folder) is not None or _lost(folder) or lock.is_locked(folder)
 
 
 def _is_same(folder: Path, config: Config) -> bool:
@@ -218,11 +250,13 @@ def _is_same(folder: Path, config: Config) -> bool:
         old = saved_config(folder)
     except UserError:
         return False
-    return (
-        old is not None
-        and all(getattr(old.data, key) == getattr(config.data, key) for key in _PLACES)
-        and not changes(old, config)
-    )
+    return old is not None and not _differences(old, config)
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    """The settings that make it another run."""
+    places = [key for key in _PLACES if getattr(old.data, key) != getattr(new.data, key)]
+    return places + [key for key, _, _ in changes(old, new)]
 
 
 def named_checkpoint(run: Path, which: str) -> Path | None:
@@ -230,14 +264,14 @@ def named_checkpoint(run: Path, which: str) -> Path | None:
 
     None for the last one that verifies. Raises UserError (usage) where there is no such file.
     """
-    if run.is_file():
+    if run.is_file() and run.suffix == ".safetensors":
         return run
     folder = run / CHECKPOINTS
     saved = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(folder)}
     if not saved:
-        what = "holds no checkpoint" if run.is_dir() else "does not exist"
         raise UserError(
-            f"{run} {what}. RUN is the folder of a run, such as runs/quickstart, or a checkpoint.",
+            f"{run} {_why_no_run(run)}. RUN is the folder of a run, such as runs/quickstart, or a "
+            "checkpoint, and comes first.",
             ExitCode.USAGE,
         )
     if which == "last":
@@ -257,6 +291,16 @@ def named_checkpoint(run: Path, which: str) -> Path | None:
             ExitCode.USAGE,
         )
     return saved[int(which)]
+
+
+def _why_no_run(path: Path) -> str:
+    if path.is_file():
+        return "is no checkpoint"
+    if not path.is_dir():
+        return "does not exist"
+    if checkpoint.checkpoints(path):
+        return f"holds the checkpoints of {path.parent}: give that"
+    return "has not saved a checkpoint yet" if lock.is_locked(path) else "holds no checkpoint"
 
 
 def best_checkpoint(folder: Path) -> Path | None:

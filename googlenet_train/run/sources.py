@@ -13,6 +13,7 @@ import numpy as np
 from googlenet_train.config.images import Data
 from googlenet_train.data.class_names import class_names
 from googlenet_train.data.digests import copies, digests
+from googlenet_train.data.folders import FolderFiles, left_out
 from googlenet_train.data.index import (
     Index,
     check_same_classes,
@@ -26,6 +27,9 @@ from googlenet_train.data.tables import read_labels, read_paths
 from googlenet_train.errors import ExitCode, UserError
 
 SPLIT = "split.csv"
+_MOST_FILES = 50_000  # that are asked whether they are photos
+# Photos of cameras that a person may take for images that are read.
+_OTHER_PHOTOS = {".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".dng", ".nef", ".cr2", ".arw"}
 
 T = TypeVar("T")
 
@@ -97,11 +101,33 @@ def open_photos(data: Data, at: At = _as_it_is) -> tuple[Index, tuple[str, ...]]
         index = at("data.labels", lambda: open_labelled(root, read_labels(labels, root)))
     else:
         index = at("data.train", lambda: open_source(data.train))
+        notes = _about_left_out(index)
     if data.exclude is not None:
         table = data.exclude
         root = Path(data.train).expanduser()
-        index, notes = at("data.exclude", lambda: _without(index, table, root))
+        index, more = at("data.exclude", lambda: _without(index, table, root))
+        notes += more
     return index, notes
+
+
+def _about_left_out(index: Index) -> tuple[str, ...]:
+    """What lies in the folder of the photos, and is in no class."""
+    if not isinstance(index.files, FolderFiles):
+        return ()
+    endings, loose = left_out(index.files.root, _MOST_FILES)
+    notes = []
+    if endings:
+        listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
+        what = "warning " if endings.keys() & _OTHER_PHOTOS else "note    "
+        plural = "s are" if endings.total() > 1 else " is"
+        notes.append(f"{what} {endings.total():,} file{plural} not read, for the ending: {listed}")
+    if loose:
+        plural = "s lie" if len(loose) > 1 else " lies"
+        notes.append(
+            f"warning  {len(loose):,} photo{plural} beside the class folders, in no class: "
+            f"{', '.join(loose[:3])}{', ...' if len(loose) > 3 else ''}"
+        )
+    return tuple(notes)
 
 
 def _without(index: Index, table: str, root: Path) -> tuple[Index, tuple[str, ...]]:

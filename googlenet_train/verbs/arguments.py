@@ -13,10 +13,28 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See {self.prog} --help", ExitCode.USAGE)
 
 
+class _Once(argparse.Action):
+    """Argparse would take the last of several, and never say so."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice. Leave one out")
+        setattr(namespace, self.dest, values)
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """`--config FILE`, or a folder of photos in its place, and settings: see `bare_folder.load`."""
     parser.add_argument(
-        "--config", metavar="FILE", help="a YAML file, or the bare name of a shipped one"
+        "--config",
+        metavar="FILE",
+        action=_Once,
+        help="a YAML file, or the bare name of a shipped one",
     )
     parser.add_argument(
         "words",

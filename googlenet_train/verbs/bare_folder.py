@@ -26,6 +26,12 @@ def near(path: Path) -> list[str]:
     return [str(path.parent / name) for name in get_close_matches(path.name, folders, n=1)]
 
 
+def _is_setting(word: str) -> bool:
+    from googlenet_train.config.text import properties
+
+    return word in properties()
+
+
 def load(config: str | None, words: Sequence[str]) -> Loaded:
     """The settings of `--config FILE KEY=VALUE ...`, or of `PHOTOS KEY=VALUE ...`.
 
@@ -52,6 +58,8 @@ def load(config: str | None, words: Sequence[str]) -> Loaded:
         )
     given = photos[0]
     folder = Path(given).expanduser()
+    if key := next((word for word in photos if _is_setting(word)), None):
+        raise UserError(f"{key} is a setting: write {key}=VALUE, without spaces.", ExitCode.USAGE)
     if len(photos) > 1:
         raise UserError(
             f"{given!r} and {photos[1]!r}: give one folder, which holds a folder for each class",

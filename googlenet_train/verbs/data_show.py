@@ -5,12 +5,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from googlenet_train.config import file as config_file
 from googlenet_train.data import mixing, order
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.run.launch import at
 from googlenet_train.run.sources import open_photos
-from googlenet_train.verbs.arguments import Parser
+from googlenet_train.verbs import bare_folder
+from googlenet_train.verbs.arguments import Parser, add_config
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -20,13 +20,12 @@ def main(words: list[str]) -> int:
     parser = Parser(
         prog="googlenet-train data show",
         usage="googlenet-train data show --config FILE [--images M] [--views N] [--out FILE] "
-        "[KEY=VALUE ...]",
+        "[KEY=VALUE ...]\n       googlenet-train data show PHOTOS/ [--images M] [--views N] "
+        "[--out FILE] [KEY=VALUE ...]",
         description="Write a picture of training images, each with the boxes cut from it and the "
         "augmented views that training makes of them in its first epochs.",
     )
-    parser.add_argument(
-        "--config", metavar="FILE", required=True, help="a YAML file, or a shipped one's name"
-    )
+    add_config(parser)
     parser.add_argument(
         "--images",
         metavar="M",
@@ -40,12 +39,9 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--out", metavar="FILE", help="a .png or .jpg (default: <config name>-views.jpg)"
     )
-    parser.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="a setting, such as augment.flip=0"
-    )
     given = parser.parse_intermixed_args(words)
 
-    loaded = config_file.load(given.config, given.overrides)
+    loaded = bare_folder.load(given.config, given.words)
     out = _checked(Path(given.out or f"{loaded.name}-views.jpg"))
     config = loaded.config
     index, _ = open_photos(config.data, partial(at, loaded))

@@ -141,7 +141,8 @@ def _open(trained: Trained, source: str | None) -> Index:
             index = with_classes(index, trained.classes)
     except UserError as error:
         end = "" if str(error).endswith("?") else "."
-        raise UserError(f"{error}{end} Pass --data FOLDER.", error.exit_code) from None
+        where, mend = (f"--data {source}: ", "") if source else ("", " Pass --data FOLDER.")
+        raise UserError(f"{where}{error}{end}{mend}", error.exit_code) from None
     if index is None:
         raise UserError(
             f"{trained.path} was trained without validation images. Pass --data FOLDER.",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from googlenet_train.data.decode import UndecodableImage
 from googlenet_train.data.loader import ahead
-from googlenet_train.data.names import is_photo
+from googlenet_train.data.names import is_hidden, is_photo
 from googlenet_train.data.views import evaluation_views
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, probabilities
@@ -69,9 +69,13 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     return ExitCode.DATA if failed else ExitCode.DONE
 
 
+def _is_meant(path: Path) -> bool:
+    return is_photo(path.name) and not any(map(is_hidden, path.parts))
+
+
 def _photos(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and is_photo(p.name))
+        found = sorted(p for p in path.rglob("*") if _is_meant(p.relative_to(path)) and p.is_file())
         if not found:
             raise UserError(f"{path}: no photos in this folder or below it", ExitCode.DATA)
         return found

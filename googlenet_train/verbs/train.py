@@ -17,7 +17,7 @@ def main(words: list[str]) -> int:
         description="Train GoogLeNet from one YAML file.",
         epilog="Every key and its reason: googlenet-train config --defaults. Exit codes: 0 done, "
         "1 a bug of ours, 2 usage or config, 3 data, 4 checkpoint, 5 NaN or infinity, 6 storage, "
-        "7 distributed, 130 and 143 stopped by a signal, saved.",
+        "7 distributed, 130 and 143 stopped by a signal (saved, once the network is built).",
     )
     parser.add_argument("--version", action="version", version=f"googlenet-train {__version__}")
     add_config(parser)
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
         "--resume", action="store_true", help="go on where the run stopped, or start it"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="rename an unfinished run of this config, start over"
+        "--fresh", action="store_true", help="rename the run that lies there, and start over"
     )
     parser.add_argument(
         "--allow-config-change",
