@@ -41,7 +41,7 @@ def test_a_run_that_would_start(place, capsys):
     assert (code, lines[-1]) == (0, "the run would start")
     assert found(lines, "problem") == found(lines, "warning") == []
     assert "ok class dog 10 train 3 val" in [" ".join(line.split()) for line in lines]
-    assert "ok       photos   train: 30 of 30 photos decoded, all can be read" in lines
+    assert "ok       photos   train: 30 of 30 photos looked at, all can be read" in lines
     assert "ok       copies   no photo to evaluate on is among those to train on" in lines
     assert any(line.startswith("ok       step     batch 8 at 32 px: ") for line in lines)
     assert any(line.startswith("ok       memory   about ") for line in lines)
@@ -204,9 +204,9 @@ def test_one_bad_photo_of_many(place, capsys):
 
 def test_it_looks_as_long_as_there_is_time_or_at_all(place, capsys, monkeypatch):
     monkeypatch.setattr(trial, "MOST_SECONDS", 0.0)
-    assert "ok       photos   train: 1 of 30 photos decoded, all can be read" in asked(capsys)[1]
+    assert "ok       photos   train: 1 of 30 photos looked at, all can be read" in asked(capsys)[1]
     lines = asked(capsys, "--all")[1]
-    assert "ok       photos   train: 30 of 30 photos decoded, all can be read" in lines
+    assert "ok       photos   train: 30 of 30 photos looked at, all can be read" in lines
 
 
 def test_classes_without_photos_to_evaluate_on(place, capsys):

@@ -250,7 +250,7 @@ def test_all_ranks_take_the_most_parts_that_one_needs(place, monkeypatch):
 def test_apart_a_rank_is_alone_on_its_own_device(monkeypatch):
     for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "_store", object())
+    monkeypatch.setattr(distributed, "_call", object())
 
     def who() -> tuple[int, int, bool]:
         return distributed.world_size(), distributed.rank(), distributed.in_group()

@@ -117,7 +117,6 @@ def plan(
 
     opened = sources.open_sources(config.data, partial(at, loaded))
     train = opened.train
-    refusals.check_classes(loaded, train)
     refusals.check_image_size(loaded)
     refusals.check_batch(loaded, config, len(train))
     refusals.check_class_count(loaded, config.model.num_classes, train)

@@ -153,26 +153,6 @@ def check_class_count(loaded: config_file.Loaded, stated: int | str, train: Inde
         )
 
 
-def check_classes(loaded: config_file.Loaded, train: Index) -> None:
-    """One class leaves nothing to tell apart; folders in it are a level too many."""
-    if len(train.classes) > 1:
-        return
-    only = train.classes[0]
-    folder = Path(str(loaded.config.data.train)).expanduser() / only
-    inside = sorted(f.name for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
-    meant = (
-        f" It holds the folders {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}; did "
-        f"you mean '{folder}'?"
-        if inside
-        else " Give every class a folder of its own."
-    )
-    raise UserError(
-        f"{loaded.where('data.train')}: one class, '{only}', so there is nothing to tell apart."
-        f"{meant}",
-        ExitCode.DATA,
-    )
-
-
 def check_class_weights(loaded: config_file.Loaded, opened: Sources) -> None:
     stated = loaded.config.loss.class_weights
     if not isinstance(stated, dict):

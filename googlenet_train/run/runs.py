@@ -264,16 +264,12 @@ def named_checkpoint(run: Path, which: str) -> Path | None:
 
     None for the last one that verifies. Raises UserError (usage) where there is no such file.
     """
-    if run.is_file() and run.suffix == ".safetensors":
+    if run.is_file():
         return run
     folder = run / CHECKPOINTS
     saved = {checkpoint.step_of(path): path for path in checkpoint.checkpoints(folder)}
     if not saved:
-        raise UserError(
-            f"{run} {_why_no_run(run)}. RUN is the folder of a run, such as runs/quickstart, or a "
-            "checkpoint, and comes first.",
-            ExitCode.USAGE,
-        )
+        raise _no_run(run, _why_no_run(run))
     if which == "last":
         return None
     if which == "best":
@@ -293,9 +289,22 @@ def named_checkpoint(run: Path, which: str) -> Path | None:
     return saved[int(which)]
 
 
+def refuse_no_run(run: Path, which: str) -> None:
+    """What RUN of a command line cannot be is told before PyTorch is loaded."""
+    if run.is_file() and run.suffix != ".safetensors":
+        raise _no_run(run, "is no checkpoint")
+    named_checkpoint(run, which)
+
+
+def _no_run(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} {why}. RUN is the folder of a run, such as runs/quickstart, or a checkpoint, and "
+        "comes first.",
+        ExitCode.USAGE,
+    )
+
+
 def _why_no_run(path: Path) -> str:
-    if path.is_file():
-        return "is no checkpoint"
     if not path.is_dir():
         return "does not exist"
     if checkpoint.checkpoints(path):

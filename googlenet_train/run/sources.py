@@ -65,6 +65,7 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     """
     photos, notes = open_photos(data, at)
     folder = Path(data.train).expanduser()
+    at("data.train", lambda: _check_classes(photos, folder))
     names = at(
         "data.train", lambda: class_names(photos.classes, folder if folder.is_dir() else None)
     )
@@ -82,6 +83,22 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     notes += _about_copies(photos, copies(found), data.train)
     train, val = photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out))
     return Sources(train, val, True, names, notes)
+
+
+def _check_classes(photos: Index, folder: Path) -> None:
+    """One class leaves nothing to tell apart; folders in it are a level too many."""
+    if len(photos.classes) > 1:
+        return
+    only = photos.classes[0]
+    below = folder / only
+    inside = sorted(f.name for f in below.iterdir() if f.is_dir()) if below.is_dir() else []
+    meant = (
+        f". It holds the folders {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}; did "
+        f"you mean '{below}'?"
+        if inside
+        else ". Give every class a folder of its own"
+    )
+    raise UserError(f"one class, '{only}', so there is nothing to tell apart{meant}", ExitCode.DATA)
 
 
 def open_val(data: Data) -> Index | None:

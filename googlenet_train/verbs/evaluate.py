@@ -37,10 +37,10 @@ def main(words: list[str]) -> int:
 
     allocator.keep_freed_memory()
     from googlenet_train.config.running import Distributed
-    from googlenet_train.run.runs import named_checkpoint
+    from googlenet_train.run.runs import refuse_no_run
 
     for run in given.run:  # what is no run is refused before PyTorch is loaded
-        named_checkpoint(Path(run), given.checkpoint)
+        refuse_no_run(Path(run), given.checkpoint)
     with distributed.group(Distributed().timeout):
         from googlenet_train.verbs.evaluate_runs import evaluate_runs
 

@@ -15,9 +15,9 @@ def main(words: list[str]) -> int:
     add_saved_run(parser)
     given = parser.parse_intermixed_args(words)
 
-    from googlenet_train.run.runs import named_checkpoint
+    from googlenet_train.run.runs import refuse_no_run
 
-    named_checkpoint(Path(given.run), given.checkpoint)  # refused before PyTorch is loaded
+    refuse_no_run(Path(given.run), given.checkpoint)  # refused before PyTorch is loaded
     from googlenet_train.verbs.predict_photos import predict
 
     return predict(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Callable
@@ -88,9 +89,11 @@ def test_a_run_on_odd_files(start: Start, tiny_folder: Path) -> None:
         (tiny_folder / f"odd/{split}/thing").mkdir(parents=True)
         odd_files(tiny_folder / f"odd/{split}/thing")
         (tiny_folder / f"odd/{split}/thing/loop").symlink_to(tiny_folder / f"odd/{split}")
-    child = start("run", "data.train=odd/train", "data.val=odd/val", "optimizer.batch_size=13")
-    assert child.wait() == 0
-    assert "train    13 photos" in child.stderr
+        (tiny_folder / f"odd/{split}/plain").mkdir()
+        shutil.copy(tiny_folder / "photos/train/cat/0.jpg", tiny_folder / f"odd/{split}/plain")
+    child = start("run", "data.train=odd/train", "data.val=odd/val", "optimizer.batch_size=14")
+    assert child.wait() == 0, child.stderr
+    assert "train    14 photos" in child.stderr
     assert "unreadable" not in child.stderr
     assert newest(tiny_folder / "run") == (2, [])
 
