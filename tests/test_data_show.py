@@ -100,6 +100,13 @@ def test_mixed_views_are_those_of_the_batches(tiny_folder, monkeypatch):
     assert sum(blank) == 12
 
 
+def test_a_bare_folder_of_photos(tiny_folder, monkeypatch, capsys):
+    monkeypatch.chdir(tiny_folder)
+    words = ["photos/train/", "data.image_size=32", "--images", "2", "--views", "1"]
+    assert data_show.main(words) == ExitCode.DONE
+    assert capsys.readouterr().out.startswith("train-views.jpg: 2 training images")
+
+
 def test_shipped_photos_and_the_default_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert data_show.main(["--config", "quickstart.yaml", "--images", "2", "--views", "3"]) == 0

@@ -49,6 +49,8 @@ def test_auto_on_other_devices(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda yes=supported: yes)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         assert devices.good_precision(torch.device("cpu")) == good
+        slow = [p for p in ("fp32", "bf16", "fp16") if devices.emulated(p, torch.device("cpu"))]
+        assert slow == (["fp16"] if supported else ["bf16", "fp16"])
 
 
 @pytest.mark.parametrize(
