@@ -185,6 +185,12 @@ def test_files_with_other_endings(place, capsys):
     assert warning.endswith("3 files are not read, for the ending: .heic (2), .txt (1)")
 
 
+def test_files_with_other_endings_among_those_to_evaluate_on(place, capsys):
+    Path("photos/val/dog/a.HEIC").write_text("x")
+    [warning] = found(asked(capsys)[1], "warning")
+    assert warning.endswith("data.val: 1 file is not read, for the ending: .heic (1)")
+
+
 def test_photos_beside_the_class_folders(place, capsys):
     for name in ("loose.jpg", "more.JPG"):
         Path("photos/train", name).write_text("x")

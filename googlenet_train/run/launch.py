@@ -116,6 +116,8 @@ def plan(
     say(f"run      {run.folder}" + (f" ({run.note})" if run.note else ""))
 
     opened = sources.open_sources(config.data, partial(at, loaded))
+    left_out = sources.about_left_out(config.data, opened)
+    opened = opened._replace(notes=left_out + opened.notes)
     train = opened.train
     refusals.check_image_size(loaded)
     refusals.check_batch(loaded, config, len(train))

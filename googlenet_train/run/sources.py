@@ -27,7 +27,7 @@ from googlenet_train.data.tables import read_labels, read_paths
 from googlenet_train.errors import ExitCode, UserError
 
 SPLIT = "split.csv"
-_MOST_FILES = 50_000  # that are asked whether they are photos
+_MOST_FILES = 200_000  # that are asked whether they are photos
 # Photos of cameras that a person may take for images that are read.
 _OTHER_PHOTOS = {".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".dng", ".nef", ".cr2", ".arw"}
 
@@ -118,30 +118,39 @@ def open_photos(data: Data, at: At = _as_it_is) -> tuple[Index, tuple[str, ...]]
         index = at("data.labels", lambda: open_labelled(root, read_labels(labels, root)))
     else:
         index = at("data.train", lambda: open_source(data.train))
-        notes = _about_left_out(index)
     if data.exclude is not None:
         table = data.exclude
         root = Path(data.train).expanduser()
-        index, more = at("data.exclude", lambda: _without(index, table, root))
-        notes += more
+        index, notes = at("data.exclude", lambda: _without(index, table, root))
     return index, notes
 
 
-def _about_left_out(index: Index) -> tuple[str, ...]:
-    """What lies in the folder of the photos, and is in no class."""
-    if not isinstance(index.files, FolderFiles):
+def about_left_out(data: Data, opened: Sources) -> tuple[str, ...]:
+    """What lies in the folders of the photos, and is in no class: notes for a person."""
+    # With a table of labels a photo's place says nothing, and what is held out lies in data.train.
+    notes = () if data.labels is not None else _in_no_class(opened.train, "")
+    if opened.val is not None and not opened.split:
+        notes += _in_no_class(opened.val, "data.val: ")
+    return notes
+
+
+def _in_no_class(index: Index, where: str) -> tuple[str, ...]:
+    if not isinstance(index.files, FolderFiles) or len(index) > _MOST_FILES:
         return ()
     endings, loose = left_out(index.files.root, _MOST_FILES)
     notes = []
     if endings:
         listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
-        what = "warning " if endings.keys() & _OTHER_PHOTOS else "note    "
+        status = "warning" if endings.keys() & _OTHER_PHOTOS else "note"
         plural = "s are" if endings.total() > 1 else " is"
-        notes.append(f"{what} {endings.total():,} file{plural} not read, for the ending: {listed}")
+        notes.append(
+            f"{status:<8} {where}{endings.total():,} file{plural} not read, for the ending: "
+            f"{listed}"
+        )
     if loose:
         plural = "s lie" if len(loose) > 1 else " lies"
         notes.append(
-            f"warning  {len(loose):,} photo{plural} beside the class folders, in no class: "
+            f"warning  {where}{len(loose):,} photo{plural} beside the class folders, in no class: "
             f"{', '.join(loose[:3])}{', ...' if len(loose) > 3 else ''}"
         )
     return tuple(notes)
