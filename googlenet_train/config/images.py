@@ -11,6 +11,7 @@ from googlenet_train.config.types import (
     Count,
     NotNegative,
     PositiveTriple,
+    Probability,
     RatioLimits,
     Section,
     Share,
@@ -120,10 +121,8 @@ class Augment(Section):
         description="How crops are resized. bilinear is fast and what evaluation uses; random "
         "draws one of the other four each time, as the paper does.",
     )
-    flip: float = Field(
+    flip: Probability = Field(
         default=0.5,
-        ge=0,
-        le=1,
         description="Probability of mirroring left to right. 0.5 suits photos; write 0 where left "
         "and right differ in meaning, as in text or road signs.",
     )
@@ -144,10 +143,8 @@ class Augment(Section):
         description="Strength of randaugment's operations, of 30. 9 is the usual one; a small "
         "network takes less. trivialaugment draws its own.",
     )
-    erase: float = Field(
+    erase: Probability = Field(
         default=0.0,
-        ge=0,
-        le=1,
         description="Probability that a random box of the image becomes noise. 0 is the paper's; "
         "0.1 to 0.25 is usual in training of 100 epochs and more.",
     )

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from googlenet_train.config.types import (
     Auto,
+    BelowOne,
     Count,
     Decays,
     NotNegative,
@@ -38,17 +39,13 @@ class Model(Section):
         description="Train with the two auxiliary heads. They regularise, cost little, and are "
         "left out when the network is used.",
     )
-    dropout: float = Field(
+    dropout: BelowOne = Field(
         default=0.4,
-        ge=0,
-        lt=1,
         description="Share of the 1,024 features dropped before the last layer. 0.4 is the "
         "paper's.",
     )
-    aux_dropout: float = Field(
+    aux_dropout: BelowOne = Field(
         default=0.7,
-        ge=0,
-        lt=1,
         description="Share of the features dropped in each auxiliary head. 0.7 is the paper's.",
     )
 
@@ -79,16 +76,13 @@ class Model(Section):
 class Loss(Section):
     """What a step makes smaller."""
 
-    aux_weight: float = Field(
+    aux_weight: NotNegative = Field(
         default=0.3,
-        ge=0,
         description="Weight of each auxiliary head's loss beside the main one's 1. 0.3 is the "
         "paper's.",
     )
-    label_smoothing: float = Field(
+    label_smoothing: BelowOne = Field(
         default=0.0,
-        ge=0,
-        lt=1,
         description="Share of the target spread evenly over all classes, on all three heads. 0 is "
         "the paper's; 0.1 usually helps (Inception-v2 and later).",
     )
@@ -110,9 +104,8 @@ class Optimizer(Section):
         description="sgd with momentum is the paper's, and generalises best for this kind of "
         "network.",
     )
-    lr: float = Field(
+    lr: Positive = Field(
         default=0.1,
-        gt=0,
         description="Highest learning rate, used as written: it is not scaled by the batch. 0.1 is "
         "usual for a batch of 256 with batch normalisation; halve the batch, halve the rate.",
     )
@@ -122,15 +115,12 @@ class Optimizer(Section):
         "they are often new and the rest is not, so that more may help in long training; in 5 "
         "epochs on clothes 10 shook what was known.",
     )
-    momentum: float = Field(
+    momentum: BelowOne = Field(
         default=0.9,
-        ge=0,
-        lt=1,
         description="Share of the last update that is kept. 0.9 is the paper's.",
     )
-    weight_decay: float = Field(
+    weight_decay: NotNegative = Field(
         default=1e-4,
-        ge=0,
         description="Pull of the weights towards 0, not applied to biases and batch "
         "normalisation. 1e-4 is usual for ImageNet; small data sets want more, such as 5e-4.",
     )
