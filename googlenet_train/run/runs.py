@@ -1,7 +1,7 @@
 """The folder of a run: which one, whose, and what is in it. No torch."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,11 +123,20 @@ def choose(config: Config, name: str, *, resume: bool, fresh: bool) -> RunFolder
         return _explicit(Path(config.run.dir).expanduser(), resume=resume, fresh=fresh)
     base = Path("runs") / name
     found = [folder for folder in _numbered(base) if _is_run(folder)]
-    same = [folder for folder in found if _is_same(folder, config)]
+    differing = {folder: _differences(folder, config) for folder in found}
+    same = [folder for folder in found if differing[folder] == []]
     free = next(folder for folder in _candidates(base) if not _taken(folder))
     if resume:
-        # One of other settings is taken too: the check of changes then says what differs.
-        return _nearest(same or found, config) if found else RunFolder(free)
+        if not found:
+            return RunFolder(free)
+        # One of other settings is taken too: the check of changes then says what differs. Of
+        # several the newest.
+        nearest = min(
+            reversed(found), key=lambda f: (differing[f] is None, len(differing[f] or ()))
+        )
+        among = len(same or found)
+        others = f"of {among} runs the nearest; run.dir=FOLDER names another"
+        return RunFolder(_to_resume(nearest), others if among > 1 else None)
     unfinished = [f for f in same if not _lost(f) and (not (at := progress(f)) or not at.finished)]
     if unfinished:
         folder = lock.not_in_use(unfinished[-1])
@@ -141,21 +150,6 @@ def choose(config: Config, name: str, *, resume: bool, fresh: bool) -> RunFolder
             ExitCode.USAGE,
         )
     return RunFolder(free, None if free == base else f"{base} holds another run")
-
-
-def _nearest(found: Sequence[Path], config: Config) -> RunFolder:
-    """The run that differs in the fewest settings; of several the newest."""
-
-    def differences(folder: Path) -> int:
-        try:
-            old = saved_config(folder)
-        except UserError:
-            return sys.maxsize
-        return len(_differences(old, config)) if old is not None else sys.maxsize
-
-    folder = min(reversed(found), key=differences)
-    others = f"of {len(found)} runs the nearest; run.dir=FOLDER names another"
-    return RunFolder(_to_resume(folder), others if len(found) > 1 else None)
 
 
 def _to_resume(folder: Path) -> Path:
@@ -245,18 +239,16 @@ def _is_run(folder: Path) -> bool:
     return progress(folder) is not None or _lost(folder) or lock.is_locked(folder)
 
 
-def _is_same(folder: Path, config: Config) -> bool:
+def _differences(folder: Path, config: Config) -> list[str] | None:
+    """The settings that make `config` another run than that in `folder`; None where it lost its."""
     try:
         old = saved_config(folder)
     except UserError:
-        return False
-    return old is not None and not _differences(old, config)
-
-
-def _differences(old: Config, new: Config) -> list[str]:
-    """The settings that make it another run."""
-    places = [key for key in _PLACES if getattr(old.data, key) != getattr(new.data, key)]
-    return places + [key for key, _, _ in changes(old, new)]
+        return None
+    if old is None:
+        return None
+    places = [key for key in _PLACES if getattr(old.data, key) != getattr(config.data, key)]
+    return places + [key for key, _, _ in changes(old, config)]
 
 
 def named_checkpoint(run: Path, which: str) -> Path | None:
