@@ -96,13 +96,14 @@ class RollCall:
         try:
             store.set(f"{self._name}/missed", "")
             self._say(store, _WAITING)
-            answers = self._wait_for(lambda r: self._heard(store, r) == _WAITING, store)
+            self._wait_for(lambda r: self._heard(store, r) == _WAITING)
+            answers = [self._heard(store, r) for r in range(self._ranks)]
             silent = [r for r, answer in enumerate(answers) if answer is None]
             elsewhere = [r for r, answer in enumerate(answers) if answer == _ELSEWHERE]
             # The store may live in rank 0: it stays until the others have looked into it too.
             store.set(f"{self._name}/told/{self._rank}", "")
             if self._rank == 0:
-                self._wait_for(lambda r: r in silent or self._has_been_told(store, r), store)
+                self._wait_for(lambda r: r in silent or self._has_been_told(store, r))
         except RuntimeError:
             if not self._silent:
                 return _no_store(error)
@@ -132,12 +133,11 @@ class RollCall:
     def _has_been_told(self, store: "Store", rank: int) -> bool:
         return bool(store.check([f"{self._name}/told/{rank}"]))
 
-    def _wait_for(self, done: Callable[[int], bool], store: "Store") -> list[str | None]:
-        """What each rank has answered when all are `done`, or patience is at its end."""
+    def _wait_for(self, done: Callable[[int], bool]) -> None:
+        """Until all ranks are `done`, or patience is at its end."""
         deadline = time.monotonic() + PATIENCE
         while not all(done(r) for r in range(self._ranks)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return [self._heard(store, r) for r in range(self._ranks)]
 
 
 def lost(begin: str, error: str) -> str:

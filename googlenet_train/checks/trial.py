@@ -190,8 +190,8 @@ def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     tried = min(batch, len(some))
     if setting.at_once(tried) == tried:
         return seconds, before + (most - before) * batch // tried
-    ahead = min(setting.workers + 1, -(-len(val) // batch))
-    return seconds, most + (ahead * batch - tried) * 3 * setting.image_size**2
+    batches = min(setting.workers + 1, -(-len(val) // batch))
+    return seconds, most + (batches * batch - tried) * 3 * setting.image_size**2
 
 
 def forget_peak(device: torch.device) -> None:
