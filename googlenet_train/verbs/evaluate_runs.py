@@ -19,7 +19,8 @@ from googlenet_train.run.quarantine import Quarantine
 from googlenet_train.run.sources import open_val
 from googlenet_train.run.trained import Trained, open_trained
 
-# On a CPU with AMX compiling takes 15 s a network and gives 1.06 times the speed (docs/step.md).
+# On a CPU with AMX compiling takes 15 s a network and gives 1.06 to 1.10 times the speed
+# (docs/step.md).
 COMPILE_FROM = 200_000
 _WHY = {
     False: f"below {COMPILE_FROM:,} views it takes longer than it saves (--compile yes does it)",
