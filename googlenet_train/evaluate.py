@@ -48,7 +48,7 @@ class Setting:
         own = config.device.precision
         return Setting(
             device=device,
-            precision=own if own in devices.fast_precisions(device) else "fp32",
+            precision=own if own in devices.native_precisions(device) else "fp32",
             image_size=config.data.image_size,
             mean=config.data.mean,
             std=config.data.std,

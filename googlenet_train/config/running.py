@@ -94,9 +94,9 @@ class Device(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="Numbers used in the convolutions; weights are always fp32. auto takes bf16 "
-        "where the device is good at it, which is about twice as fast, and fp16 on NVIDIA's Volta "
-        "and Turing, which only have that: the loss is then scaled, as gradients need. On CUDA "
-        "fp32 multiplies in TF32.",
+        "where that is faster (a CPU is asked by a trial of some milliseconds), and fp16 on "
+        "NVIDIA's Volta and Turing, which only have that: the loss is then scaled, as gradients "
+        "need. On CUDA fp32 multiplies in TF32.",
     )
     channels_last: bool = Field(
         default=True,

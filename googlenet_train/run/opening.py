@@ -149,7 +149,9 @@ def _resolved(config: Config, device: torch.device) -> Config:
             "device.kind": device.type,
             "device.threads": devices.threads_per_rank() if threads == "auto" else threads,
             "device.precision": (
-                devices.good_precision(device) if precision == "auto" else precision
+                distributed.together(lambda: devices.good_precision(device))
+                if precision == "auto"
+                else precision
             ),
         },
     )
