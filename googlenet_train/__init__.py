@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from googlenet_train.version import __version__
+
 if TYPE_CHECKING:
     from os import PathLike
 
     from googlenet_train.loading import Loaded
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
 
 
 def load(run: str | PathLike[str], *, checkpoint: str = "last", weights: str = "ema") -> Loaded:

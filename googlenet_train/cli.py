@@ -6,10 +6,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from googlenet_train import __version__, distributed
+from googlenet_train import distributed
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.machine.out_of_memory import is_out_of_memory
 from googlenet_train.verbs import bare_folder, check, config, data, evaluate, predict, train
+from googlenet_train.version import __version__
 
 WELCOME = """\
 googlenet-train trains GoogLeNet from one YAML file. For example:

@@ -42,10 +42,11 @@ from safetensors import safe_open
 from torch import nn
 
 import googlenet_train.train  # noqa: F401  so that no fork has to
-from googlenet_train import __version__, checkpoint, cli
+from googlenet_train import checkpoint, cli
 from googlenet_train.errors import UserError
 from googlenet_train.model import googlenet
 from googlenet_train.run import milestones, runs
+from googlenet_train.version import __version__
 
 KILLS_A_RUN = 10
 NARROWER = 8  # divides all of the network's numbers of channels

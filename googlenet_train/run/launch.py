@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from googlenet_train import __version__, distributed
+from googlenet_train import distributed
 from googlenet_train.config import Config
 from googlenet_train.config import file as config_file
 from googlenet_train.config import text as config_text
@@ -19,6 +19,7 @@ from googlenet_train.data.names import printable
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.run import refusals, runs, sources
 from googlenet_train.run.sources import Sources
+from googlenet_train.version import __version__
 
 T = TypeVar("T")
 

@@ -10,7 +10,6 @@ import torchvision
 from torch import Tensor, nn
 
 from googlenet_train import (
-    __version__,
     checkpoint,
     compiled,
     distributed,
@@ -35,6 +34,7 @@ from googlenet_train.run.quarantine import Quarantine
 from googlenet_train.run.session import WINDOW, Session, topology
 from googlenet_train.run.state import live_state, newest, restore
 from googlenet_train.run.trained import build_model
+from googlenet_train.version import __version__
 
 # Pixels of the kept photos' short side for each of a training image's: 288 for 224, as `data pack`.
 CACHE_PER_PIXEL = 288 / 224

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from googlenet_train import (
-    __version__,
     checkpoint,
     distributed,
 )
 from googlenet_train.reporting import say
 from googlenet_train.run.session import Session, topology
+from googlenet_train.version import __version__
 
 
 def capture(session: Session) -> checkpoint.TrainState:

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import torch
 
-from googlenet_train import __version__, checkpoint
+from googlenet_train import checkpoint
 from googlenet_train.config import Config
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Network, with_weights
 from googlenet_train.machine.storage import warn_once
 from googlenet_train.model.googlenet import GoogLeNet
 from googlenet_train.run import runs
+from googlenet_train.version import __version__
 
 
 class Trained(NamedTuple):

@@ -1,10 +1,11 @@
 """The verb `train`, which is also what no verb means."""
 
-from googlenet_train import __version__, distributed
+from googlenet_train import distributed
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.machine import allocator
 from googlenet_train.verbs import bare_folder
 from googlenet_train.verbs.arguments import Parser, add_config
+from googlenet_train.version import __version__
 
 
 def main(words: list[str]) -> int:
