@@ -88,6 +88,10 @@ def test_of_batches_that_are_taken_in_parts_only_the_pixels_count(evaluation, mo
     evaluation.clear()
     _, most = trial._tried_evaluation(session(Photos(100), 256))
     assert most == 600 * MB + (100 - 64) * 3 * 64**2
+    evaluation.clear()
+    parts.at_once = lambda count: min(count, 128)  # those that are tried are less than a part
+    _, most = trial._tried_evaluation(session(Photos(1000), 256))
+    assert most == 700 * MB + (2 * 256 - 64) * 3 * 64**2
 
 
 def test_the_peak_of_a_run(monkeypatch):

@@ -169,8 +169,8 @@ def _timed_step(run: Session, side: int) -> float:
 def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     """Seconds of one evaluation, and its bytes at the peak, from that of a few photos.
 
-    The seconds grow with all photos in a straight line. So do the bytes with those of a batch,
-    where it goes through the network whole; else with the pixels of the batches made ahead.
+    The seconds grow with all photos in a straight line, the bytes with those that go through the
+    network at once; where that is not the whole batch, the pixels of those made ahead come to it.
     """
     val = run.launch.val
     if val is None:
@@ -188,8 +188,10 @@ def _tried_evaluation(run: Session) -> tuple[float, int | None]:
         return seconds, None
     batch = min(run.config.evaluate.batch_size, len(val))
     tried = min(batch, len(some))
-    if setting.at_once(tried) == tried:
-        return seconds, before + (most - before) * batch // tried
+    at_once = setting.at_once(batch)
+    most = before + (most - before) * at_once // setting.at_once(tried)
+    if at_once == batch:
+        return seconds, most
     batches = min(setting.workers + 1, -(-len(val) // batch))
     return seconds, most + (batches * batch - tried) * 3 * setting.image_size**2
 
