@@ -7,7 +7,7 @@ at once, and torch is not even loaded.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -107,7 +107,8 @@ def group(timeout: float) -> Iterator[None]:
 
     # Tensors in a GPU's memory travel over NCCL, those of the host (signals, errors) over Gloo.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store survives a restart
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()  # Windows has no NCCL
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     try:
         at_most = timedelta(seconds=timeout)
         store, _, _ = next(dist.rendezvous("env://", timeout=at_most))  # type: ignore[attr-defined]
@@ -124,6 +125,8 @@ def group(timeout: float) -> Iterator[None]:
             "torchrun, and see that every machine reaches MASTER_ADDR at MASTER_PORT.",
             ExitCode.DISTRIBUTED,
         ) from None
+    if on_gpus:
+        _let_gloo_notice_first(at_most)
     times: list[int | None] = [None] * world_size()
     try:
         dist.all_gather_object(times, time.time_ns())
@@ -140,6 +143,17 @@ def group(timeout: float) -> Iterator[None]:
             _call.over()
         _call = None
     dist.destroy_process_group()
+
+
+def _let_gloo_notice_first(timeout: timedelta) -> None:
+    """NCCL ends the whole process where it waits too long, Gloo raises an error that is told."""
+    import torch
+    import torch.distributed as dist
+
+    assert dist.group.WORLD is not None
+    with suppress(AttributeError):  # a name that PyTorch does not promise
+        nccl = dist.group.WORLD._get_backend(torch.device("cuda"))
+        nccl._set_default_timeout(2 * timeout + timedelta(minutes=1))
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -10,7 +10,15 @@ from torch import Tensor
 from googlenet_train import distributed, metrics
 from googlenet_train.config import Config
 from googlenet_train.data.index import Index
-from googlenet_train.data.loader import Batch, Lost, ahead, evaluation_batch, pinned, to_device
+from googlenet_train.data.loader import (
+    Batch,
+    Lost,
+    ahead,
+    evaluation_batch,
+    pinned,
+    to_device,
+    travel,
+)
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.machine import device as devices
 from googlenet_train.machine.signals import Signals
@@ -175,7 +183,7 @@ def evaluate(
         if lost:
             leave_out(distributed.gather_all(batch.lost))
         if len(batch.labels):
-            labels = batch.labels.to(setting.device)
+            labels = travel(batch.labels, setting.device)
             for name, network in networks.items():
                 metrics.count(counts[name], probabilities(network, batch.images, setting), labels)
         seen += images

@@ -42,6 +42,7 @@ def contender(name: str, size: int, batch: int, seconds: float) -> contenders.Ro
         work = ours(size, batch, device, precision, compiled=name == "ours_compiled")
     else:
         best = name == "torchvision_best"
+        torch.backends.cudnn.benchmark = best
         work = torchvisions(size, batch, device, precision if best else "fp32", best)
     return contenders.timed(work, device, seconds, batch, batch * flops_an_image(size))
 
@@ -63,6 +64,8 @@ def ours(
     network = with_weights(model, None, precision, setting.at_once(batch) if compiled else 0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
     return lambda: probabilities(network, pixels, setting)
 
 

@@ -107,6 +107,8 @@ def timed(
     work()
     _wait(device)
     start = time.perf_counter() - begun
+    if device.type == "cuda":  # what cuDNN tried is not what the work takes
+        torch.cuda.reset_peak_memory_stats(device)
 
     def take_turn() -> Answer:
         took, times = seconds_of(work, device, at_least=seconds)
@@ -235,7 +237,7 @@ def flops_of(work: Callable[[], Any]) -> int:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most bytes this process ever held: on the GPU its tensors, else the process itself."""
+    """Most bytes that were held: of tensors on a GPU since the first work, else of the process."""
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_reserved(device))
+        return float(torch.cuda.max_memory_allocated(device))
     return float(memory.peak() or 0)

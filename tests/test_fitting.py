@@ -39,7 +39,7 @@ def session(side: int = 32, device: str = "cpu") -> SimpleNamespace:
         optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
         choice=SimpleNamespace(why="a GPU"),
         device=torch.device(device),
-        config=SimpleNamespace(largest_side=side),
+        config=SimpleNamespace(largest_side=side, data=SimpleNamespace(workers=3)),
     )
 
 
@@ -138,6 +138,21 @@ def test_where_nothing_fits_the_device_is_named(monkeypatch):
         fitting.by_trying(gpu(), [1, 2], [4, 2])
 
 
+def test_the_batches_made_ahead_must_fit_beside_the_step(monkeypatch):
+    trying(monkeypatch, most=32)
+    made, empty = [], torch.empty
+
+    def room(count, **named):
+        made.append(count)
+        if count > 16 * 4 * 3 * 32**2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(count, **named)
+
+    monkeypatch.setattr(torch, "empty", room)
+    assert fitting.by_trying(gpu(), [1, 2], [32, 16]).parts == 2
+    assert made == [images * 4 * 3 * 32**2 for images in (32, 16)]  # three made ahead, one in use
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     def step(run, batches, count):
         raise RuntimeError("device-side assert")
@@ -152,10 +167,12 @@ def test_a_part_of_the_gpu_is_left_alone(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share)
     )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
     with suppress(UserError), fitting._a_little_spare(torch.device("cuda")):
-        assert shares == [0.95]
+        assert shares == [pytest.approx(0.95 * 0.4)]  # others hold 60
         raise UserError("", ExitCode.USAGE)
-    assert shares == [0.95, 1.0]
+    assert shares[1:] == [1.0]
 
 
 # --- for a run -----------------------------------------------------------------------------------
@@ -352,6 +369,7 @@ def test_the_peak_is_that_since_it_was_forgotten():
                       "memory: you tried to allocate 4 bytes. Error code 12"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (ValueError("out of memory"), False),

@@ -60,6 +60,7 @@ def test_the_step_waits_for_the_copy_and_the_memory_for_the_step(monkeypatch, mi
         where.pop()
 
     to = torch.Tensor.to
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(f"on {device}"))
     monkeypatch.setattr(torch.cuda, "stream", inside)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("step"))
     monkeypatch.setattr(prefetch, "pinned", lambda batch: asked.append("pin") or batch)
@@ -77,7 +78,7 @@ def test_the_step_waits_for_the_copy_and_the_memory_for_the_step(monkeypatch, mi
     whole = batch(mixed)
     sent = prefetch.send(whole, Stream("copies"))
     tensors = 4 if mixed else 2
-    assert asked == ["pin", *["copies: copy"] * tensors, "copies: event"]
+    assert asked == ["on cpu", "pin", *["copies: copy"] * tensors, "copies: event"]
     assert sent.images is whole.images  # for weights, pictures and counts
     asked.clear()
     got = prefetch.receive(sent, CPU)
@@ -85,6 +86,14 @@ def test_the_step_waits_for_the_copy_and_the_memory_for_the_step(monkeypatch, mi
     monkeypatch.undo()
     assert same(whole, got)
     assert got[0] is not whole.images
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("cuda", False), ("mps", True)])
+def test_a_copy_waits_where_its_source_might_go(monkeypatch, kind, waits):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *given, **named: asked.append(named))
+    prefetch.travel(torch.ones(1), torch.device(kind))
+    assert asked == [{"non_blocking": not waits}]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -31,8 +31,8 @@ from googlenet_train.run.session import Session
 from googlenet_train.run.state import capture
 from googlenet_train.train import take_step
 
-# Of the memory that is free. On a GPU the rest is for what the ranks exchange and for gaps between
-# tensors; on the host for other programs, and for what a measure of few images misses.
+# Of the memory that is free. On a GPU the rest is for what the ranks exchange; on the host for
+# other programs, and for what a measure of few images misses.
 _GPU_SHARE, _HOST_SHARE = 0.95, 0.8
 _MEASURED = (2, 8)  # images: what a step takes grows with them in a straight line
 
@@ -94,7 +94,13 @@ def _trial_session(launch: Launch) -> Iterator[Session]:
     config = config_text.resolved(
         launch.config,
         # Compiling takes minutes, and what it makes takes no more memory.
-        {"data.cache": "none", "optimizer.accumulate": 1, "device.compile": False},
+        # SyncBatchNorm meets the other ranks, which try other sizes, and takes no more either.
+        {
+            "data.cache": "none",
+            "optimizer.accumulate": 1,
+            "device.compile": False,
+            "distributed.sync_batchnorm": False,
+        },
     )
     device = devices.choose(config.device.kind).device
     gpus = [device] if device.type == "cuda" else []
@@ -153,7 +159,9 @@ def by_trying(run: Session, possible: Sequence[int], sizes: Sequence[int]) -> Ch
 
 def _fits(run: Session, images: int, parts: int) -> bool:
     try:
+        ahead = torch.empty(_bytes_ahead(run) * images, dtype=torch.uint8, device=run.device)
         made_up_step(run, images, min(parts, 2))  # the second part meets the first one's gradients
+        del ahead
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -163,11 +171,13 @@ def _fits(run: Session, images: int, parts: int) -> bool:
 
 @contextlib.contextmanager
 def _a_little_spare(device: torch.device) -> Iterator[None]:
-    """Leave a part of a CUDA device's memory alone."""
+    """Leave a part of a CUDA device's free memory alone."""
     if device.type != "cuda":
         yield
         return
-    torch.cuda.set_per_process_memory_fraction(_GPU_SHARE, device)
+    free, total = torch.cuda.mem_get_info(device)
+    ours = torch.cuda.memory_reserved(device)
+    torch.cuda.set_per_process_memory_fraction(_GPU_SHARE * (free + ours) / total, device)
     try:
         yield
     finally:
@@ -212,9 +222,13 @@ def step_bytes(run: Session) -> Callable[[int], int]:
     (few, least), (many, most) = points
     slope = max(0, most - least) / (many - few)
     kept = checkpoint.size(capture(run))
-    ahead = (int(run.config.data.workers) + 1) * 3 * run.config.largest_side**2
 
     def needed(images: int) -> int:
-        return round(2 * kept + least + slope * (images - few) + ahead * images)
+        return round(2 * kept + least + slope * (images - few) + _bytes_ahead(run) * images)
 
     return needed
+
+
+def _bytes_ahead(run: Session) -> int:
+    """Of the batches made ahead, for each image of one: where training computes, they wait."""
+    return (int(run.config.data.workers) + 1) * 3 * run.config.largest_side**2

@@ -145,6 +145,7 @@ def _timed_step(run: Session, side: int) -> float:
     """Seconds a step with images of `side` pixels, with the time that it waits for them.
 
     The first step is slower and does not count, nor do those whose images were made meanwhile.
+    On a GPU its memory does not either: there cuDNN tries what each way of computing takes.
     """
     parts = run.config.parts
     early = 1 + -(-int(run.config.data.workers) // parts)
@@ -161,6 +162,8 @@ def _timed_step(run: Session, side: int) -> float:
         take_step(run, micro_batches, sum(len(batch.labels) for batch in micro_batches))
         run.guard.counts.tolist()  # waits for the device
         times.append(time.monotonic() - begun)
+        if len(times) == 1 and run.device.type == "cuda":
+            forget_peak(run.device)
         if time.monotonic() - started > MOST_SECONDS:
             break
     return statistics.mean(times[early:] or times[-1:])
@@ -175,11 +178,13 @@ def _tried_evaluation(run: Session) -> tuple[float, int | None]:
     val = run.launch.val
     if val is None:
         return 0.0, None
-    forget_peak(run.device)
-    before = peak(run.device)
     some = val.chosen(np.linspace(0, len(val) - 1, min(len(val), 64)).round().astype(np.int64))
     setting = Setting.of(run.config, run.device)
     networks = of_training(run.model, run.averages, setting.precision)
+    if run.device.type == "cuda":
+        evaluate(networks, some, setting)  # the first one loads and tries, for seconds
+    forget_peak(run.device)
+    before = peak(run.device)
     started = time.monotonic()
     evaluate(networks, some, setting)
     seconds = (time.monotonic() - started) * len(val) / len(some)

@@ -133,7 +133,9 @@ class Distributed(Section):
     sync_batchnorm: bool = Field(
         default=False,
         description="Normalise over the images of all ranks instead of each rank's own. It costs "
-        "one more exchange a layer and pays below some 16 images a rank; GPUs only.",
+        "one more exchange a layer, for which the host waits, and pays below some 16 images a "
+        "rank; GPUs only. Where data.on_error: quarantine leaves a rank without an image in some "
+        "part of a step, two black ones are normalised with the others'.",
     )
 
 

@@ -246,6 +246,14 @@ def pinned(batch: Batch) -> Batch:
     )
 
 
+def travel(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. The host waits for it only on an Apple GPU.
+
+    There PyTorch may read the host's memory after it was freed (pytorch/pytorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type != "mps")
+
+
 def to_device(
     images: Tensor,
     device: torch.device,
@@ -257,7 +265,7 @@ def to_device(
 
     They travel as bytes, a quarter of the floats' traffic.
     """
-    pixels = images.to(device, non_blocking=True)
+    pixels = travel(images, device)
     pixels = pixels.float() if channels_last else pixels.contiguous().float()
     shift, scale = _constant(tuple(mean), device), _constant(tuple(std), device)
     return pixels.sub_(shift).div_(scale)

@@ -6,7 +6,7 @@ On a CPU there is nothing to do. None of this waits on the host.
 import torch
 from torch import Tensor
 
-from googlenet_train.data.loader import Batch, Copied, pinned
+from googlenet_train.data.loader import Batch, Copied, pinned, travel
 
 Tensors = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]  # images, labels, second labels
 
@@ -23,6 +23,9 @@ def send(batch: Batch, stream: torch.cuda.Stream | None) -> Batch:
     """
     if stream is None:
         return batch
+    # A thread begins on GPU 0, and leaving the stream's context goes back to it: each rank of a
+    # machine would hold some of that GPU's memory.
+    torch.cuda.set_device(stream.device)
     batch = pinned(batch)  # from other memory the copy would wait
     with torch.cuda.stream(stream):
         copies = _on(stream.device, batch)
@@ -43,7 +46,6 @@ def receive(batch: Batch, device: torch.device) -> Tensors:
 
 def _on(device: torch.device, batch: Batch) -> Tensors:
     images, labels, *second = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (batch.images, batch.labels, *(batch.second or ()))
+        travel(tensor, device) for tensor in (batch.images, batch.labels, *(batch.second or ()))
     )
     return images, labels, (second[0], second[1]) if second else None

@@ -158,14 +158,22 @@ def threads_per_rank() -> int:
 
 
 def prepare(
-    device: torch.device, *, threads: int | None = None, deterministic: bool = False
+    device: torch.device,
+    *,
+    threads: int | None = None,
+    deterministic: bool = False,
+    autotune: bool = True,
 ) -> None:
-    """Set the process up: intra-op threads, and deterministic algorithms (always on the CPU)."""
+    """Set the process up: intra-op threads, and deterministic algorithms (always on the CPU).
+
+    With `autotune` cuDNN tries several ways at the first convolution of each shape, for seconds
+    in all: good where many batches follow.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.benchmark = autotune and not deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # TF32. Of the two ways to say it the older: after the newer one (`fp32_precision`) the

@@ -1,7 +1,14 @@
 """How PyTorch and Python say that memory is short. Known by its words: torch is not needed."""
 
-# The CPU's allocator, MPS and some of CUDA's libraries raise a plain RuntimeError.
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+# The CPU's allocator, MPS and some of CUDA's libraries raise a plain RuntimeError. cuDNN's search
+# for the fastest convolution hides it in its last words (pytorch/pytorch issue 108645).
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

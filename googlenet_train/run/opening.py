@@ -91,7 +91,7 @@ def open_session(launch: Launch) -> Session:
             images, config.data.quarantine_limit, launch.folder if first else None, step
         ),
         reporter=Reporter(launch.folder if first else None, step, launch.steps_per_epoch),
-        class_weights=_class_weights(launch),
+        class_weights=_class_weights(launch, choice.device),
     )
     if state is not None:
         restore(session, state)
@@ -175,9 +175,12 @@ def _with_cache(launch: Launch, config: Config) -> tuple[Launch, Config]:
     )
 
 
-def _class_weights(launch: Launch) -> Tensor | None:
+def _class_weights(launch: Launch, device: torch.device) -> Tensor | None:
+    """On the host; where a GPU trains, in memory from which a copy makes nobody wait."""
     weights = launch.class_weights()
-    return None if weights is None else torch.tensor(weights, dtype=torch.float32)
+    if weights is None:
+        return None
+    return torch.tensor(weights, dtype=torch.float32, pin_memory=device.type == "cuda")
 
 
 def _describe_run(session: Session) -> None:

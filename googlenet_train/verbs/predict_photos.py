@@ -19,6 +19,7 @@ from googlenet_train.machine import device as devices
 from googlenet_train.run.trained import open_trained
 
 _AT_ONCE = 16  # photos that go through the network together
+_MANY = 1000  # photos
 
 
 def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: bool) -> ExitCode:
@@ -30,7 +31,7 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     choice = devices.choose(kind)
     paths = [path for photo in photos for path in _photos(Path(photo))]
     trained = open_trained(run, which, choice.device)
-    devices.prepare(choice.device)
+    devices.prepare(choice.device, autotune=len(paths) > _MANY)
     setting = Setting.of(trained.config, choice.device)
     network = trained.network("ema", setting.precision)
     top = min(5, len(trained.classes))
