@@ -41,8 +41,8 @@ def test_folders_in_another_order_are_not_taken_for_names(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["x", "y"], "no line for class 'a b'"),
-        (["a b", "cat", "dgo"], "no line for class 'dog'; did 'dgo' mean it?"),
+        (["x", "y"], "no line for class 'a b'. Its 2 lines are"),
+        (["a b", "cat", "dgo"], "no line for class 'dog'; did 'dgo' mean it? Its 3 lines"),
         (["cat x", "dog x", "a b y"], "classes.txt:2: 'x' is the name of two classes, first in li"),
         (["one", "two", "one"], "classes.txt:3: 'one' is the name of two classes, first in line 1"),
     ],
@@ -52,6 +52,26 @@ def test_lists_that_are_refused(tmp_path, lines, message):
         named(tmp_path, *lines)
     assert message in str(caught.value)
     assert caught.value.exit_code == ExitCode.DATA
+
+
+@pytest.mark.parametrize("text", ["a b x\ncat\ndog M\u00fcll", "K\u00fche\nb\nc"])
+def test_a_list_that_is_not_utf8_is_refused(tmp_path, text):
+    (tmp_path / "classes.txt").write_bytes(text.encode("cp1252"))
+    line = 1 + text[: text.index("\u00fc")].count("\n")
+    with pytest.raises(
+        UserError, match=rf"classes\.txt:{line}: is not UTF-8\. Save the file"
+    ) as caught:
+        class_names(CLASSES, tmp_path)
+    assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_accents_are_composed_whatever_wrote_them(tmp_path):
+    composed, apart = "H\u00fcte", "Hu\u0308te"
+    assert named(tmp_path, f"{apart} Kopf{apart}", "b", classes=(composed, "b")) == (
+        f"Kopf{composed}",
+        "b",
+    )
+    assert named(tmp_path, f"{composed} x", "b", classes=(apart, "b")) == ("x", "b")
 
 
 def test_wordnet_ids_have_the_names_of_torchvision():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
+from googlenet_train.data.folders import left_out
 from googlenet_train.data.index import Index, check_same_classes, open_source, with_classes
 from googlenet_train.data.names import printable
 from googlenet_train.errors import ExitCode, UserError
@@ -72,9 +73,38 @@ def test_reads_from_many_threads(tmp_path):
 def test_hidden_files_and_folders_are_left_out(tmp_path):
     fill(tmp_path, "a/1.jpg", "a/._1.jpg", "a/.cache/2.jpg", "a/__MACOSX/3.jpg")
     fill(tmp_path, ".ipynb_checkpoints/1.jpg", "__MACOSX/a/1.jpg")
+    fill(tmp_path, "@eaDir/1.jpg", "a/@eaDir/2.jpg/SYNOPHOTO_THUMB_M.jpg")
     index = open_source(str(tmp_path))
     assert index.classes == ("a",)
     assert names(index) == [str(tmp_path / "a/1.jpg")]
+
+
+def test_photos_in_a_folder_with_a_leading_dot_are_told(tmp_path):
+    fill(tmp_path, "a/1.jpg", "0.jpg", ".hats/2.jpg", ".hats/1.jpg", ".hats/._1.jpg", ".hats/x.txt")
+    fill(tmp_path, ".git/objects/1.jpg", "@eaDir/1.jpg", "a/.cache/1.jpg")
+    endings, loose = left_out(tmp_path, 100)
+    assert not endings
+    assert loose == ["0.jpg", ".hats/1.jpg", ".hats/2.jpg"]
+
+
+def test_class_names_are_composed_whatever_wrote_the_folders(tmp_path):
+    composed, apart = "H\u00fcte", "Hu\u0308te"
+    here = open_source(str(fill(tmp_path / "mac", f"{apart}/1.jpg", "Hut/2.jpg", "Hz/3.jpg")))
+    there = open_source(str(fill(tmp_path / "pc", f"{composed}/1.jpg", "Hut/2.jpg", "Hz/3.jpg")))
+    assert here.classes == there.classes == ("Hut", "Hz", composed)
+    assert here.labels.tolist() == [0, 1, 2]
+    if sys.platform == "linux":  # others give names their own form
+        assert here.files.names[2] == f"{apart}/1.jpg"
+    assert here.read(2).decode().endswith("te/1.jpg")
+    assert check_same_classes(there, here).labels.tolist() == here.labels.tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take both for one folder")
+def test_two_spellings_of_one_class_are_refused(tmp_path):
+    fill(tmp_path, "H\u00fcte/1.jpg", "Hu\u0308te/1.jpg")
+    message = refusal(tmp_path)
+    assert f"'{tmp_path}' holds two class folders 'H\u00fcte', which differ only in" in message
+    assert "move the photos of one into the other" in message
 
 
 def test_links_to_folders_are_followed_and_loops_end(tmp_path):

@@ -142,7 +142,17 @@ def test_labels_replace_the_folders(photos):
     ("lines", "message"),
     [
         (["cat/1.jpg,white"], "labels.csv:1: the first line must name the columns, path,label"),
-        (["path;label"], "labels.csv:1: the first line must name the columns"),
+        (["path;label"], "labels.csv:1: the columns are separated by ';', and have to be by ','"),
+        (['"Label";"Path";"x"'], "labels.csv:1: the columns are separated by ';', and"),
+        (
+            ["label\tpath"],
+            "labels.csv:1: the columns are separated by a tab, and have to be by ','",
+        ),
+        (["sep=;", "path;label"], "labels.csv:1: 'sep=;' is a line for Excel alone; delete it"),
+        (["sep=,", "path,label"], "labels.csv:1: 'sep=,' is a line for Excel alone; delete it"),
+        (["path,label,label"], "labels.csv:1: the first line names the column label twice"),
+        (["Path,path,PATH,x"], "labels.csv:1: the first line must name the columns, path,label"),
+        (["Path,PATH,label"], "labels.csv:1: the first line names the column path twice"),
         ([], "labels.csv:1: the first line must name the columns"),
         (["path,label"], "labels.csv:1: no photos below"),
         (["path,label", "cat/1.jpg,a", "cat/2.jpg"], "labels.csv:3: 1 columns, but the first"),
@@ -161,6 +171,33 @@ def test_labels_replace_the_folders(photos):
 )
 def test_labels_that_are_refused(photos, lines, message):
     assert message in refused(labels=table("labels.csv", *lines))
+
+
+def test_column_names_in_capitals(photos):
+    lines = ["PATH,Label,LABEL ID", "cat/1.jpg,a,7", "cat/2.jpg,b,8"]
+    train = opened(labels=table("labels.csv", *lines), val_fraction=0).train
+    assert train.classes == ("a", "b")
+    lines = ["path,Path,label,LABEL", "cat/1.jpg,x,a,7", "cat/2.jpg,x,b,8"]
+    assert opened(labels=table("labels.csv", *lines), val_fraction=0).train.classes == ("a", "b")
+
+
+def test_labels_are_composed_whatever_wrote_them(photos):
+    lines = ["path,label", "cat/1.jpg,Hu\u0308te", "cat/2.jpg,H\u00fcte", "cat/3.jpg,Z"]
+    train = opened(labels=table("labels.csv", *lines), val_fraction=0).train
+    assert train.classes == ("H\u00fcte", "Z")
+    assert train.labels.tolist() == [0, 0, 1]
+
+
+def test_tables_that_are_not_utf8_are_refused(photos):
+    (photos / "M\u00fcll").mkdir()
+    (photos / "M\u00fcll/1.jpg").write_text("x")
+    Path("labels.csv").write_bytes("path,label\ncat/1.jpg,a\ncat/2.jpg,M\u00fcll".encode("cp1252"))
+    assert refused(labels="labels.csv") == (
+        "labels.csv:3: 'M\\xfcll' is not UTF-8. Save the table as UTF-8 (in Excel: as 'CSV UTF-8')"
+    )
+    Path("paths.csv").write_bytes("path,label\nM\u00fcll/1.jpg,a\n".encode("cp1252"))
+    assert "paths.csv:2: 'M\\xfcll/1.jpg' is not UTF-8. Save" in refused(labels="paths.csv")
+    assert "paths.csv:2: 'M\\xfcll/1.jpg' is not UTF-8. Save" in refused(exclude="paths.csv")
 
 
 def test_tables_that_are_no_files(photos):
@@ -194,6 +231,10 @@ def test_names_that_are_no_text(photos):
     Path("split.csv").write_bytes(split_text(whole))
     assert b"cat/\xff.jpg,cat," in Path("split.csv").read_bytes()
     assert os.fsdecode(b"cat/\xff.jpg") in names(opened(labels="split.csv", val_fraction=0).train)
+    Path("out.csv").write_bytes(b"path\ncat/\xff.jpg\n")
+    assert os.fsdecode(b"cat/\xff.jpg") not in names(
+        opened(exclude="out.csv", val_fraction=0).train
+    )
 
 
 def test_hub_rows_can_be_chosen(tmp_path):

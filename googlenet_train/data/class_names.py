@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from googlenet_train.data.names import class_name
 from googlenet_train.errors import ExitCode, UserError
 
 FILE = "classes.txt"
@@ -33,7 +34,8 @@ def class_names(classes: Sequence[str], folder: Path | None) -> tuple[str, ...]:
 
 
 def _from_lines(path: Path, content: bytes, classes: Sequence[str]) -> tuple[str, ...]:
-    text = content.decode("utf-8-sig", "replace")
+    text = class_name(_text(path, content))
+    classes = [class_name(name) for name in classes]  # shards may still spell them otherwise
     lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     known = set(classes)
     entries = [(i, entry) for i, line in lines if (entry := _entry(line, known))]
@@ -45,7 +47,7 @@ def _from_lines(path: Path, content: bytes, classes: Sequence[str]) -> tuple[str
     if missing:
         stray = [line for _, line in lines if not _entry(line, known)]
         near = get_close_matches(missing[0], stray, n=1, cutoff=0.4)
-        hint = f"; did '{near[0]}' mean it?" if near else ""
+        hint = f"; did '{near[0]}' mean it?" if near else "."
         raise UserError(
             f"{path}: no line for class '{missing[0]}'{hint} Its {len(lines)} lines are to be "
             f"'CLASS NAME' for each of the {len(classes)} classes, or {len(classes)} names in the "
@@ -62,6 +64,17 @@ def _from_lines(path: Path, content: bytes, classes: Sequence[str]) -> tuple[str
                 ExitCode.DATA,
             )
     return tuple(found[name] for name in classes)
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}:{line}: is not UTF-8. Save the file as UTF-8 (in Excel: as 'CSV UTF-8')",
+            ExitCode.DATA,
+        ) from None
 
 
 def _entry(line: str, classes: set[str]) -> tuple[str, str] | None:

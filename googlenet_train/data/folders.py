@@ -19,7 +19,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from googlenet_train.data.names import Names, is_hidden, is_photo, names_in, printable
+from googlenet_train.data.names import (
+    Names,
+    class_name,
+    is_hidden,
+    is_photo,
+    names_in,
+    printable,
+)
 from googlenet_train.errors import ExitCode, UserError
 
 T = TypeVar("T")
@@ -42,7 +49,7 @@ class Folder(NamedTuple):
 class FolderScan(NamedTuple):
     """What was found below a folder of class folders."""
 
-    classes: list[str]  # sorted, as the operating system spells them
+    classes: list[str]  # sorted; see `class_name`
     counts: list[int]  # photos per class
     names: Names
     folders: list[Folder]  # every folder that was looked into
@@ -115,44 +122,59 @@ def scan(root: Path) -> FolderScan:
     """Find the photos below the class folders of `root`; there may be none.
 
     A link to a folder that the way there leads through is left out: it would never end.
-    Raises OSError.
+    Raises OSError, and UserError (DATA) where two class folders have the same name.
     """
     began = time.time_ns()
     status = root.stat()
     with os.scandir(root) as listing:
         entries = [entry for entry in listing if not is_hidden(entry.name)]
-    classes = sorted(entry.name for entry in _folders_among(entries))
+    folder_of = _folders_by_class(root, [entry.name for entry in _folders_among(entries)])
     above = frozenset({_identity(status)})
     folders = [_folder(".", status)]
     blocks, counts = [], []
     settled = not any(map(_may_become_folder, entries))
-    for found in in_order(lambda name: _scan_class(str(root), name, above), classes):
+    in_turn = list(folder_of.values())
+    for found in in_order(lambda name: _scan_class(str(root), name, above), in_turn):
         folders += found.folders
         blocks.append(found.block)
         counts.append(found.photos)
         settled &= found.settled
-    return FolderScan(classes, counts, names_in(b"".join(blocks)), folders, began, settled)
+    return FolderScan(list(folder_of), counts, names_in(b"".join(blocks)), folders, began, settled)
 
 
 def left_out(root: Path, most: int) -> tuple[Counter[str], list[str]]:
     """Files below `root` that no class has: how many of each ending that is not read, in the class
-    folders, and the photos that lie beside them. Nothing where there are more than `most` files.
+    folders, and the photos that lie beside them or in a folder with a leading dot beside them.
+    Nothing where there are more than `most` files.
     """
     endings: Counter[str] = Counter()
     loose: list[str] = []
     seen = 0
     for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not is_hidden(name)]
         names = [name for name in files if not is_hidden(name)]
         if Path(folder) == root:  # lists and licences are at home there
             loose = sorted(filter(is_photo, names))
+            for name in sorted(below):
+                loose += _photos_in_dotted(root, name)
         else:
             others = (name for name in names if not is_photo(name))
             endings.update(Path(name).suffix.lower() or "without ending" for name in others)
+        below[:] = [name for name in below if not is_hidden(name)]
         seen += len(files)
         if seen > most:
             return Counter(), []
     return endings, loose
+
+
+def _photos_in_dotted(root: Path, name: str) -> list[str]:
+    """The photos of a folder that only its leading dot keeps from being a class."""
+    if not name.startswith("."):
+        return []
+    try:
+        inside = os.listdir(root / name)  # noqa: PTH208  names are all it takes
+    except OSError:  # another program's, such as a disk's .Trashes: nothing to tell
+        return []
+    return [f"{name}/{one}" for one in sorted(inside) if is_photo(one) and not is_hidden(one)]
 
 
 def look(root: Path, name: str) -> Folder:
@@ -174,6 +196,22 @@ def in_order(work: Callable[[str], T], folders: Sequence[str]) -> Iterator[T]:
     else:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool:
             yield from pool.map(work, folders[_PROBE:])
+
+
+def _folders_by_class(root: Path, folders: Sequence[str]) -> dict[str, str]:
+    """Class -> its folder as the disk spells it, sorted by class."""
+    folder_of: dict[str, str] = {}
+    for folder in sorted(folders):
+        name = class_name(folder)
+        if name in folder_of:
+            raise UserError(
+                f"'{printable(str(root))}' holds two class folders '{printable(name)}', which "
+                "differ only in how Unicode spells an accent (a Mac writes a letter and its accent "
+                "apart); move the photos of one into the other",
+                ExitCode.DATA,
+            )
+        folder_of[name] = folder
+    return dict(sorted(folder_of.items()))
 
 
 class _ClassScan(NamedTuple):

@@ -1,6 +1,7 @@
 """Many file names in little memory, and which files count as photos."""
 
 import os
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 # The endings that torchvision.datasets.ImageFolder accepts.
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# A Mac's archiver writes the first; a Synology keeps thumbnails in the second, in every folder.
+_OF_MACHINES = ("__MACOSX", "@eaDir")
 
 
 def is_photo(name: str) -> bool:
@@ -17,13 +20,22 @@ def is_photo(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is left out: a leading dot, or the leavings of a Mac's archiver."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is left out: a leading dot, or the leavings of a machine."""
+    return name.startswith(".") or name in _OF_MACHINES
 
 
 def printable(name: str) -> str:
     """A file name as text that any stream can print: bytes that are not UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def class_name(written: str) -> str:
+    """A class's name in Unicode's composed form (NFC): `ü` is one letter.
+
+    A Mac may spell a folder with `u` and two dots, which looks the same. Only names of classes are
+    put so: a path has to stay what the disk holds.
+    """
+    return unicodedata.normalize("NFC", written)
 
 
 @dataclass(frozen=True, eq=False)
