@@ -1,8 +1,11 @@
 """What a person types, and how soon it answers."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,6 +162,14 @@ def test_allowed_changes_add_up(prepared, capsys):
         (["evaluate"], "RUN"),
         (["evaluate", "runs/x", "--crops", "3"], "1, 10, 144"),
         (["predict", "runs/x"], "PHOTO"),
+        ([""], "argument 1 is empty"),
+        (["check", ""], "argument 2 is empty"),
+        (["predict", "runs/x", ""], "argument 3 is empty"),
+        (["evaluate", ""], "argument 2 is empty"),
+        (["evaluate", "runs/x", "--data", ""], "argument 4 is empty"),
+        (["evaluate", "runs/x", "--data="], "--data= has no value"),
+        (["data", "verify", ""], "argument 3 is empty"),
+        (["data", "show", "x", "--out", ""], "argument 5 is empty"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_and_exit_2(words, message, capsys, monkeypatch, tmp_path):
@@ -221,3 +232,153 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path):
     with writer.stderr:
         assert writer.stderr.read() == ""
     assert writer.wait() == 0
+
+
+def test_fresh_says_what_it_renames(capsys):
+    help_of_fresh = " ".join(call(capsys, "--help")[1].partition("--fresh ")[2].split())
+    assert help_of_fresh.startswith(
+        "start over: an unfinished run of this config, or any in run.dir"
+    )
+    assert "a finished one keeps its folder" in help_of_fresh
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+SAYS_NAMES = """
+import json, sys
+from googlenet_train import cli
+def say(words):
+    print(words[0])
+    print(words[0], file=sys.stderr)
+    print(json.dumps(words))
+    return 0
+cli.VERBS["config"] = say
+sys.exit(cli.main(["config", "\U0001f600 \u0161"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "\U0001f600 \u0161"),
+        ("latin-1", r"\U0001f600 \u0161"),
+        ("cp1252", "\\U0001f600 \u0161"),
+        ("ascii:strict", r"\U0001f600 \u0161"),
+    ],
+)
+def test_what_a_stream_cannot_encode_is_escaped(encoding, shown):
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS_NAMES],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    codec = encoding.partition(":")[0]
+    text, as_json = done.stdout.decode(codec).splitlines()
+    assert text == done.stderr.decode(codec).rstrip() == shown
+    assert json.loads(as_json) == ["\U0001f600 \u0161"]
+
+
+def test_a_stream_that_was_replaced_stays_as_it_is(monkeypatch):
+    class Written(list):
+        write = list.append
+
+        def flush(self):
+            pass
+
+    out = Written()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert commands.main([]) == ExitCode.USAGE
+    assert "".join(out) == commands.WELCOME
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other pipes")
+def test_a_stream_that_cannot_be_set_is_no_error(tmp_path):
+    """What was a file when Python began may be a pipe by now."""
+    script = (
+        "import os, sys\n"
+        "from googlenet_train import cli\n"
+        "reader, writer = os.pipe()\n"
+        "os.dup2(writer, 1)\n"
+        "code = cli.main([])\n"
+        "os._exit(code)"
+    )
+    with (tmp_path / "out").open("w") as out:
+        done = subprocess.run([sys.executable, "-c", script], stdout=out, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (ExitCode.USAGE, b"")
+
+
+# --- SIGTERM -------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGTERM")
+
+
+@posix
+@pytest.mark.parametrize("verb", [verb for verb in commands.VERBS if verb != "train"])
+def test_sigterm_unwinds_what_is_no_run(verb, capsys, monkeypatch):
+    cleaned = []
+
+    def wait(words: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleaned.append(words)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one ends it
+        return 0
+
+    monkeypatch.setitem(commands.VERBS, verb, wait)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert call(capsys, verb, "x") == (ExitCode.SIGTERM, "", "\nstopped\n")
+    assert cleaned == [["x"]]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@posix
+def test_a_run_and_many_ranks_keep_sigterm_as_it_is(capsys, monkeypatch):
+    seen = []
+
+    def look(words: list[str]) -> int:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    for verb in ("train", "evaluate"):
+        monkeypatch.setitem(commands.VERBS, verb, look)
+    call(capsys, "train", "x")
+    assert seen == [signal.SIG_DFL]
+    call(capsys, "evaluate", "x")
+    assert seen[1] is not signal.SIG_DFL
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    call(capsys, "evaluate", "x")
+    assert seen[2] is signal.SIG_DFL
+    monkeypatch.delenv("WORLD_SIZE")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a parent's wish
+    try:
+        call(capsys, "evaluate", "x")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen[3] is signal.SIG_IGN
+
+
+@posix
+def test_sigterm_leaves_nothing_of_a_check_behind(tiny_folder):
+    temporary = tiny_folder / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "googlenet_train", "check", "--config", "tiny.yaml"],
+        cwd=tiny_folder,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(temporary.glob("googlenet-train-check-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.SIGTERM
+    assert stderr.endswith("\nstopped\n")
+    assert "Traceback" not in stderr
+    assert list(temporary.glob("googlenet-train-check-*")) == []

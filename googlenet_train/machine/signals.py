@@ -1,9 +1,14 @@
-"""SIGINT and SIGTERM ask a run to stop at its next step; SIGUSR1 asks it to save and go on."""
+"""SIGINT and SIGTERM ask a run to stop at its next step; SIGUSR1 asks it to save and go on.
+
+What is no run has nothing to save: there SIGTERM unwinds it, as Ctrl-C does.
+"""
 
 import os
 import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 from googlenet_train import distributed
@@ -17,6 +22,32 @@ def ignore_saves() -> None:
     """Before a run has begun there is nothing to save, and unhandled SIGUSR1 ends a process."""
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where it unwinds: what cleans up after Ctrl-C cleans up after it too."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While it is entered, SIGTERM raises Terminated; a second one ends the process at once.
+
+    Only the main thread may set a handler, and one that somebody else has set stays.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Signals:

@@ -26,7 +26,10 @@ def main(words: list[str]) -> int:
         "--resume", action="store_true", help="go on where the run stopped, or start it"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="rename the run that lies there, and start over"
+        "--fresh",
+        action="store_true",
+        help="start over: an unfinished run of this config, or any in run.dir, is renamed (a "
+        "finished one keeps its folder, and the new one gets a number)",
     )
     parser.add_argument(
         "--allow-config-change",
