@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(run: str | PathLike[str], *, checkpoint: str = "last", weights: str = "ema") -> Loaded:
+def load(
+    run: str | PathLike[str], *, checkpoint: str | int = "last", weights: str = "ema"
+) -> Loaded:
     """A trained network, its class names, and what makes its inputs: (model, classes, preprocess).
 
     `run` is a run folder or one checkpoint file, `checkpoint` is last (the newest that verifies),
@@ -31,7 +33,8 @@ def load(run: str | PathLike[str], *, checkpoint: str = "last", weights: str = "
     path of an image file and gives a float32 tensor (3, s, s), framed and normalised as evaluation
     does. PyTorch is loaded by this call, not by `import googlenet_train`.
 
-    Raises errors.UserError where there is no such run, or it is damaged.
+    Raises errors.UserError where there is no such run or it is damaged, TypeError where `run` is no
+    path or `checkpoint` neither a text nor a number.
     """
     from googlenet_train import loading
 

@@ -72,14 +72,36 @@ def test_weights_and_checkpoint_can_be_chosen(trained_folder):
     run = trained_folder / "runs/tiny"
     for step in (3, 6):
         saved = load_file(run / f"checkpoints/step-0000000{step}.safetensors")
-        for weights, prefix in (("raw", "model/"), ("ema", "ema/0.9/")):
-            model = googlenet_train.load(run, checkpoint=str(step), weights=weights).model
+        for weights, prefix, which in (("raw", "model/", str(step)), ("ema", "ema/0.9/", step)):
+            model = googlenet_train.load(run, checkpoint=which, weights=weights).model
             for name, tensor in model.state_dict().items():
                 assert torch.equal(tensor, saved[prefix + name]), name
     with pytest.raises(ValueError, match="weights must be 'ema' or 'raw'"):
         googlenet_train.load(run, weights="best")
     with pytest.raises(UserError, match="does not exist"):
         googlenet_train.load(trained_folder / "none")
+
+
+def test_errors_speak_to_who_wrote_python(trained_folder, monkeypatch):
+    monkeypatch.chdir(trained_folder)
+    for checkpoint in (7, "7"):
+        with pytest.raises(UserError) as refused:
+            googlenet_train.load("runs/tiny", checkpoint=checkpoint)
+        assert str(refused.value) == (
+            "checkpoint=7: runs/tiny has steps 3, 6. Give one of them, last or best."
+        )
+        assert refused.value.exit_code == ExitCode.USAGE
+    for run, complaint in (
+        ("none", "none does not exist. `run` is the folder of a run, such as runs/quickstart, or"),
+        ("", "run is empty. Give the folder of a run, such as runs/quickstart, or"),
+    ):
+        with pytest.raises(UserError) as refused:
+            googlenet_train.load(run)
+        assert str(refused.value) == f"{complaint} a checkpoint."
+    with pytest.raises(TypeError, match="checkpoint must be 'last', 'best' or a step, not None"):
+        googlenet_train.load("runs/tiny", checkpoint=None)
+    with pytest.raises(TypeError, match="not NoneType"):
+        googlenet_train.load(None)
 
 
 def test_pictures_of_other_modes(trained_folder):
