@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from googlenet_train import cli
 from googlenet_train.errors import ExitCode
@@ -19,6 +20,43 @@ def test_what_training_does_not_read_is_not_predicted_either(trained_folder, mon
     Path("photos/val/__MACOSX/a.jpg").write_text("more of them")
     assert cli.main(["predict", "runs/tiny", "photos/val"]) == ExitCode.DONE
     assert len(capsys.readouterr().out.splitlines()) == 9
+
+
+def test_what_is_not_read_for_its_ending_is_told_once(trained_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained_folder)
+    for name in ("dog/a.heic", "dog/B.HEIC", "owl/c.gif", "owl/.DS_Store", "README"):
+        Path("photos/val", name).write_text("not read")
+    assert cli.main(["predict", "runs/tiny", "photos/val/dog", "photos/val"]) == ExitCode.DONE
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 12
+    assert err == (
+        "note     6 files are not read, for the ending: .heic (4), without ending (1), .gif (1)\n"
+    )
+    assert cli.main(["predict", "runs/tiny", "photos/val/cat"]) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_without_photos_says_what_it_holds(trained_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained_folder)
+    Path("new/below").mkdir(parents=True)
+    assert cli.main(["predict", "runs/tiny", "new"]) == ExitCode.DATA
+    assert capsys.readouterr().err == "error    new: no photos in this folder or below it\n"
+    Path("new/below/a.heic").write_text("not read")
+    assert cli.main(["predict", "runs/tiny", "new"]) == ExitCode.DATA
+    assert capsys.readouterr().err == (
+        "error    new: no photos in this folder or below it; 1 file is not read, for the ending: "
+        ".heic (1). Save photos as .jpg first\n"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can be had")
+def test_a_device_that_cannot_be_had_is_called_as_it_was_typed(trained_folder, monkeypatch, capsys):
+    monkeypatch.chdir(trained_folder)
+    words = ["predict", "runs/tiny", "photos/val", "--device", "cuda"]
+    assert cli.main(words) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("error    --device cuda: ")
+    assert error.endswith(". Mend that, or choose another --device.\n")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, probabilities
 from googlenet_train.machine import device as devices
 from googlenet_train.run.trained import open_trained
+from googlenet_train.verbs.arguments import chosen_device
 
 _AT_ONCE = 16  # photos that go through the network together
 _MANY = 1000  # photos
@@ -28,8 +30,14 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     A photo that cannot be read is named on stderr and the others go on; the exit code is then that
     of a data error.
     """
-    choice = devices.choose(kind)
-    paths = [path for photo in photos for path in _photos(Path(photo))]
+    choice = chosen_device(kind)
+    paths, endings = [], Counter[str]()
+    for photo in photos:
+        found, not_read = _photos(Path(photo))
+        paths += found
+        endings += not_read
+    if endings:
+        print(f"note     {_not_read(endings)}", file=sys.stderr)
     trained = open_trained(run, which, choice.device)
     devices.prepare(choice.device, autotune=len(paths) > _MANY)
     setting = Setting.of(trained.config, choice.device)
@@ -70,16 +78,35 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     return ExitCode.DATA if failed else ExitCode.DONE
 
 
-def _is_meant(path: Path) -> bool:
-    return is_photo(path.name) and not any(map(is_hidden, path.parts))
+def _photos(path: Path) -> tuple[list[Path], Counter[str]]:
+    """The photos that `path` means, a file or a folder, and the endings of what else lies there.
+
+    Raises UserError (data) where there is no photo.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(
+                f"no file {str(path)!r}. Give photos or folders of them.", ExitCode.DATA
+            )
+        return [path], Counter()
+    below = sorted(p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
+    files = [p for p in below if p.is_file()]
+    photos = [file for file in files if is_photo(file.name)]
+    endings = Counter(
+        file.suffix.lower() or "without ending" for file in files if not is_photo(file.name)
+    )
+    if not photos:
+        others = f"; {_not_read(endings)}. Save photos as .jpg first" if endings else ""
+        raise UserError(f"{path}: no photos in this folder or below it{others}", ExitCode.DATA)
+    return photos, endings
 
 
-def _photos(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if _is_meant(p.relative_to(path)) and p.is_file())
-        if not found:
-            raise UserError(f"{path}: no photos in this folder or below it", ExitCode.DATA)
-        return found
-    if not path.exists():
-        raise UserError(f"no file {str(path)!r}. Give photos or folders of them.", ExitCode.DATA)
-    return [path]
+def _is_hidden(path: Path) -> bool:
+    return any(map(is_hidden, path.parts))
+
+
+def _not_read(endings: Counter[str]) -> str:
+    """As training words it (run/sources.py)."""
+    listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
+    plural = "s are" if endings.total() > 1 else " is"
+    return f"{endings.total():,} file{plural} not read, for the ending: {listed}"
