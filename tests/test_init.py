@@ -4,6 +4,7 @@ import copy
 import hashlib
 import pickle
 import shutil
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def test_heads_that_only_one_side_has(tmp_path):
     assert same(theirs(aux_logits=True), network)
 
 
+NO_WEIGHTS = {
+    "text": b"no weights at all",
+    "empty": b"",
+    "JPEG": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+    "JSON": b'{"lr": 0.1}',
+    "YAML": b"a: 1\nb: 2\n",
+}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -169,14 +179,22 @@ def test_heads_that_only_one_side_has(tmp_path):
         ("unknown", "has unknown layer1.weight, fc2.weight."),
         ("half a head", "lacks aux1.fc1.weight."),
         ("other", "no state dict: it holds other things than named tensors."),
-        ("text", "no plain state dict: "),
+        ("text", "no file of weights. Save model.state_dict() alone, as "),
+        ("empty", "no file of weights. "),
+        ("JPEG", "no file of weights. "),
+        ("JSON", "no file of weights. "),
+        ("YAML", "no file of weights. "),
+        ("TorchScript", "a TorchScript program, no state dict. Save model.state_dict() alone, as "),
+        ("NaN", " holds NaN or infinity, first in conv2.bn.weight. "),
+        ("NaN.safetensors", " holds NaN or infinity, first in conv2.bn.weight. "),
+        ("infinity", " holds NaN or infinity, first in conv2.bn.running_var. "),
         ("truncated", "cannot be loaded ("),
         ("truncated.safetensors", "damaged or truncated."),
         ("damaged checkpoint", "damaged or truncated (its SHA-256 does not match)"),
     ],
 )
 def test_refused_with_names(tmp_path, change, complaint):
-    path = tmp_path / ("w.safetensors" if change == "truncated.safetensors" else "w.pth")
+    path = tmp_path / ("w.safetensors" if change.endswith(".safetensors") else "w.pth")
     tensors = dict(theirs(aux_logits=True).state_dict())
     if change == "lacks":
         del tensors["conv1.conv.weight"], tensors["inception4e.branch1.bn.bias"]
@@ -186,9 +204,22 @@ def test_refused_with_names(tmp_path, change, complaint):
         tensors |= {"layer1.weight": torch.zeros(3), "fc2.weight": torch.zeros(3)}
     elif change == "other":
         tensors["epoch"] = 3
+    elif change.startswith(("NaN", "infinity")):
+        name, number = (
+            ("weight", torch.nan) if change != "infinity" else ("running_var", -torch.inf)
+        )
+        tensors[f"conv2.bn.{name}"] = tensors[f"conv2.bn.{name}"].clone()
+        tensors[f"conv2.bn.{name}"][1] = number
+        tensors["fc.bias"] = torch.full((3,), torch.nan)  # comes later
     torch.save(tensors, path)
-    if change == "text":
-        path.write_text("no weights at all")
+    if change in NO_WEIGHTS:
+        path.write_bytes(NO_WEIGHTS[change])
+    elif change == "TorchScript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # people still have such files
+            torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(path))
+    elif change == "NaN.safetensors":
+        safetensors.torch.save_file(tensors, path)
     elif change == "truncated":
         path.write_bytes(path.read_bytes()[:-1000])
     elif change == "truncated.safetensors":
@@ -205,12 +236,23 @@ def test_refused_with_names(tmp_path, change, complaint):
         pretrained.initialise(network, str(path), PETS, **PIXELS)
     assert complaint in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert "weights_only" not in str(refused.value)
     assert refused.value.exit_code == ExitCode.CHECKPOINT
     if change == "variant":
         assert str(refused.value).endswith(
             "The other model.variant (paper, torchvision) has these shapes."
         )
     assert same(network, before)
+
+
+def test_nan_in_what_is_not_used_harms_nobody(tmp_path):
+    tensors = dict(theirs(7, aux_logits=True).state_dict())
+    for name in ("fc.bias", "aux1.fc1.bias"):  # of other classes, of a head
+        tensors[name] = torch.full_like(tensors[name], torch.nan)
+    torch.save(tensors, tmp_path / "w.pth")
+    network = ours(aux_logits=False)
+    pretrained.initialise(network, str(tmp_path / "w.pth"), PETS, **PIXELS)
+    assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
 
 
 def test_a_file_of_before_the_counters(tmp_path):

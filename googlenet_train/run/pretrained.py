@@ -27,6 +27,7 @@ from googlenet_train.run.trained import saved_state
 # torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1; the name holds the start of its SHA-256.
 URL = "https://download.pytorch.org/models/googlenet-1378be20.pth"
 _DOWNLOAD = "49.7 MB"
+_SAVE = "Save model.state_dict() alone, as safetensors or by torch.save"
 _HEADS = ("aux1.", "aux2.")
 _LAST_LAYERS = ("fc", "aux1.fc2", "aux2.fc2")
 
@@ -53,7 +54,8 @@ def initialise(
 
     The last layers stay as they are where the classes differ: in their names, or in their number
     where a file does not know the names. So do classifiers that are not in the file.
-    Raises UserError (checkpoint) where the file is damaged, unsafe, or of another network.
+    Raises UserError (checkpoint) where the file is damaged, unsafe, or of another network, or where
+    a tensor to be used has NaN or infinity in it.
     """
     weights = load(init)
     own = model.state_dict()
@@ -75,6 +77,7 @@ def initialise(
             kept = f", {count} classes taken to be these in this order"
 
     _check_fits(weights.what, own, given, fresh, [name for name in unknown if name not in heads])
+    _check_finite(weights.what, given)
     model.load_state_dict(own | given)
     lines = [f"init     {weights.what}: {len(given)} of {len(own)} tensors{kept}"]
     if fresh:
@@ -150,6 +153,17 @@ def _check_fits(
             )
 
 
+def _check_finite(what: str, given: Mapping[str, Tensor]) -> None:
+    """No run would learn from such weights, and its first step would blame the learning rate."""
+    for name, tensor in given.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"model.init: {what} holds NaN or infinity, first in {name}. Take an earlier save, "
+                "or other weights.",
+                ExitCode.CHECKPOINT,
+            )
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -186,19 +200,25 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are not PyTorch's
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _refusal(
-            path,
-            "no plain state dict: it could run code when loaded, so it was not. Save "
-            "model.state_dict() alone, as safetensors or by torch.save",
-        ) from None
     except Exception as error:  # a damaged archive raises nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _refusal(path, f"cannot be loaded ({reason})") from None
+        raise _refusal(path, _why_not(path, error)) from None
     for key in ("state_dict", "model"):  # where training scripts put it
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     return _cleaned(path, loaded)
+
+
+def _why_not(path: Path, error: Exception) -> str:
+    """What is wrong with a file that torch.load refuses, and how to mend it."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # a zip archive or, before PyTorch 1.6, a pickle
+        return f"no file of weights. {_SAVE}"
+    if "TorchScript" in str(error):
+        return f"a TorchScript program, no state dict. {_SAVE}"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"no plain state dict: it could run code when loaded, so it was not. {_SAVE}"
+    return f"cannot be loaded ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 
 def _cleaned(path: Path, loaded: object) -> dict[str, Tensor]:
