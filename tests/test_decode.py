@@ -1,5 +1,6 @@
 import io
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -252,8 +253,17 @@ def jpeg_claiming(height, width):
 def test_bombs_are_refused_from_the_header(make, height, width):
     assert height * width > MAX_PIXELS
     for read in (image_size, decode):
-        with pytest.raises(UndecodableImage, match=f"limit of {MAX_PIXELS}"):
+        with pytest.raises(UndecodableImage, match=f"limit of {MAX_PIXELS}; save it smaller"):
             read(make(height, width))
+
+
+def test_what_a_too_large_photo_is_told_to_become_is_allowed():
+    with pytest.raises(UndecodableImage) as refused:
+        image_size(jpeg_claiming(9000, 12_000))  # a phone's 108 megapixels
+    told = re.search(r"no side over (\d+)$", str(refused.value))
+    assert told
+    side = int(told[1])
+    assert image_size(jpeg_claiming(side, side)) == (side, side)
 
 
 def test_the_limit_itself_is_allowed():
@@ -318,7 +328,8 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
         "0 decoded",
         "1 decoded",
         "2 decoded",
-        f"bomb 12000x12000 pixels is over the limit of {MAX_PIXELS}",
+        f"bomb 12000x12000 pixels is over the limit of {MAX_PIXELS}; save it smaller, "
+        "no side over 9400",
         "cut truncated JPEG",
         "junk not an image, or its header is damaged",
     ]

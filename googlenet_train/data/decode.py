@@ -32,6 +32,7 @@ INTERPOLATIONS = ("bilinear", "area", "nearest", "bicubic")
 
 # Pillow's own limit: 256 MiB of RGB pixels. A small file can claim any size.
 MAX_PIXELS = 89_478_485
+_SMALLER = "save it smaller, no side over 9400"
 
 # Only these: some of Pillow's other readers start programs (EPS: Ghostscript).
 _PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -202,7 +203,9 @@ def _check_size(height: int, width: int) -> None:
     if height * width == 0:
         raise UndecodableImage(f"an image of {width}x{height} pixels")
     if height * width > MAX_PIXELS:
-        raise UndecodableImage(f"{width}x{height} pixels is over the limit of {MAX_PIXELS}")
+        raise UndecodableImage(
+            f"{width}x{height} pixels is over the limit of {MAX_PIXELS}; {_SMALLER}"
+        )
 
 
 def _open(data: bytes) -> Image.Image:
@@ -211,7 +214,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UndecodableImage(f"more pixels than the limit of {MAX_PIXELS}") from None
+        raise UndecodableImage(f"more pixels than the limit of {MAX_PIXELS}; {_SMALLER}") from None
     except Exception:  # damaged headers raise nearly anything in Pillow's readers
         raise UndecodableImage("not an image, or its header is damaged") from None
     _check_size(image.height, image.width)
