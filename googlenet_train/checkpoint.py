@@ -218,6 +218,11 @@ def size(state: TrainState) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in named_tensors(state).values())
 
 
+def most_on_disk(size: int, keep: int) -> int:
+    """Bytes of the checkpoints of a run: those it keeps, the best, and one being written."""
+    return size * (keep + 2)
+
+
 def _serialise(state: TrainState) -> list[memoryview]:
     """The file in pieces: its header, then each tensor where it lies in memory.
 

@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ class Reporter:
             for events in folder.glob(EVENTS):
                 events.unlink()
         self._metrics = self._metrics_path.open("a")
+        self._hook = threading.excepthook
+        threading.excepthook = partial(_quiet_board, self._hook)
         # TensorBoard hides what is larger or equal, and step itself was logged before it was saved.
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
@@ -127,9 +131,19 @@ class Reporter:
         self.close_bar()
         if self._folder is None:
             return
+        threading.excepthook = self._hook
         with self._storage():
-            self._metrics.close()
-            self._board.close()
+            try:
+                self._metrics.close()
+            finally:
+                self._board.close()
+
+
+def _quiet_board(tell: Callable[[Any], object], failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands an error of the disk to whoever logs next, who says it."""
+    ours = type(failed.thread).__module__.startswith("tensorboard.")
+    if not (ours and issubclass(failed.exc_type, OSError)):
+        tell(failed)
 
 
 def say(line: str = "") -> None:

@@ -130,6 +130,9 @@ def test_a_full_disk(place, capsys, monkeypatch):
     code, lines = asked(capsys)
     assert (code, len(found(lines, "problem"))) == (ExitCode.STORAGE, 1)
     assert "0.62 GB for 3 checkpoints" in found(lines, "problem")[0]
+    assert cli.main(["--config", "tiny.yaml"]) == ExitCode.DONE
+    warning = "the checkpoints of this run take up to 0.62 GB, and 0.00 GB are free"
+    assert warning in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_it_looks_as_long_as_there_is_time_or_at_all(place, capsys, monkeypatch)
 
 def test_classes_without_photos_to_evaluate_on(place, capsys):
     shutil.rmtree("photos/val/owl")
-    assert "warning  val      no photos of owl" in asked(capsys)[1]
+    assert "warning  class    no photos to evaluate on of 'owl'" in asked(capsys)[1]
     assert (
         "warning  val      none: the run would not be evaluated"
         in asked(capsys, "data.val=null", "data.val_fraction=0")[1]

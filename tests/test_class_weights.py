@@ -145,7 +145,7 @@ def test_tiny_classes_are_named(in_folder):
         path.unlink()
     launch = prepare(config_file.load("tiny.yaml"), resume=False, fresh=False, allow=[])
     assert launch is not None
-    few, uneven = class_warnings(launch.train, launch.sources.names, weighted=False)
+    few, uneven = class_warnings(launch.train, launch.val, launch.sources.names, weighted=False)
     assert few.startswith("fewer than 2 photos to train on: 'dog' (1).")
     assert uneven.startswith("'cat' has 10.0 times the photos of 'dog'")
 

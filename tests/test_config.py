@@ -683,7 +683,7 @@ def test_configs_inside_the_package_as_in_a_wheel(tmp_path: Path) -> None:
     package = tmp_path / "site" / "googlenet_train"
     source = Path(googlenet_train.__file__).parent
     package.mkdir(parents=True)
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "version.py", "errors.py"):
         shutil.copy(source / name, package)
     shutil.copytree(source / "config", package / "config")
     shutil.copytree(shipped_configs(), package / "configs")

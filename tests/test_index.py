@@ -99,6 +99,14 @@ def test_class_names_are_composed_whatever_wrote_the_folders(tmp_path):
     assert check_same_classes(there, here).labels.tolist() == here.labels.tolist()
 
 
+def test_an_older_run_may_have_classes_that_are_not_composed(tmp_path):
+    val = open_source(str(fill(tmp_path, "H\u00fcte/1.jpg", "b/2.jpg")))
+    assert val.classes == ("H\u00fcte", "b")
+    moved = with_classes(val, ["a", "b", "Hu\u0308te"])
+    assert moved.labels.tolist() == [2, 1]
+    assert moved.classes == ("a", "b", "Hu\u0308te")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take both for one folder")
 def test_two_spellings_of_one_class_are_refused(tmp_path):
     fill(tmp_path, "H\u00fcte/1.jpg", "Hu\u0308te/1.jpg")
@@ -185,7 +193,15 @@ def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):
     fill(tmp_path / "set", "train/a/1.jpg", "val/a/1.jpg")
     assert refusal(tmp_path / "set") == (
         f"'{tmp_path}/set' holds train/ and val/, which are no classes; "
-        f"did you mean '{tmp_path}/set/train'?"
+        f"did you mean '{tmp_path}/set/train', with data.val='{tmp_path}/set/val'?"
+    )
+    fill(tmp_path / "other", "Training/a/1.jpg", "TEST/a/1.jpg")
+    assert refusal(tmp_path / "other") == (
+        f"'{tmp_path}/other' holds TEST/ and Training/, which are no classes; "
+        f"did you mean '{tmp_path}/other/Training'?"
+    )
+    assert "holds Train/ and Validation/, which" in refusal(
+        fill(tmp_path / "third", "Train/a/1.jpg", "Validation/a/1.jpg")
     )
     # Photos of trains and of tests are classes like any other.
     assert open_source(str(fill(tmp_path / "own", "train/1.jpg", "test/2.jpg"))).classes == (

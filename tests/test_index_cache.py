@@ -173,7 +173,7 @@ def flip_in_header(kept: bytes) -> bytes:
 
 
 def other_version(kept: bytes) -> bytes:
-    return kept.replace(b"index 1 ", b"index 0 ", 1)
+    return kept.replace(b"index 2 ", b"index 0 ", 1)
 
 
 @pytest.mark.parametrize(

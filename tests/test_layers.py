@@ -58,6 +58,7 @@ FLOORS = {
         "run.trained",
         "run.launch",
         "run.refusals",
+        "run.leaks",
         "run.sources",
         "run.runs",
         "run.lock",

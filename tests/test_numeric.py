@@ -217,6 +217,11 @@ def test_a_run_stops_and_keeps_the_state_before_the_bad_step(steps, capsys):
     assert [line["step"] for line in logged("bad")] == [4]
 
 
+def test_weights_of_classes_too_large_to_add_up(steps, capsys):
+    assert run("large", "loss.class_weights={cat: 1e38, dog: 1e38, owl: 1e38}") == 5
+    assert "error    step 1: the loss is " in capsys.readouterr().err
+
+
 def test_what_repeats_the_bad_step_is_written_down(steps):
     steps.bad = {5}
     assert run("bad") == 5

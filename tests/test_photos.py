@@ -156,8 +156,45 @@ def test_from_a_folder_to_a_prediction(pets, cli: Cli):
     (pets / "owl/3.jpg").rename(pets / "owl/33.jpg")
     changed = cli("pets/", *longer, "--resume", cwd=pets.parent)
     assert (changed.rc, changed.error.count("\n")) == (ExitCode.DATA, 0)
-    assert "(2 differ, first 'owl/3.jpg')" in changed.error
-    for checkpoint in run.rglob("*.safetensors"):
+    assert "(1 added, 'owl/33.jpg'; 1 gone, 'owl/3.jpg')" in changed.error
+    assert "model.init=runs/pets without --resume" in changed.error
+
+    # Elsewhere too only the photos that were held out are evaluated.
+    shutil.copytree(pets, pets.parent / "moved")
+    elsewhere = cli("evaluate", "runs/pets", "--data", "moved", "--json", cwd=pets.parent)
+    trained = len(rows) - evaluated["seen"]
+    assert f"moved: {trained} of its 37 photos were trained on and are left out" in elsewhere.stderr
+    assert json.loads(elsewhere.stdout)["top1"] == evaluated["top1"]
+
+    # Who goes on with its weights and holds out others is warned.
+    begun = ["model.init=runs/pets", "data.val_fraction=0.6", "optimizer.lr=1e-6", "run.dir=more"]
+    leaking = cli("pets/", *QUICK, *begun, cwd=pets.parent)
+    assert leaking.rc == 0, leaking.stderr
+    assert "warning  runs/pets (model.init) was trained on " in leaking.stderr
+    kept = cli("pets/", *QUICK, begun[0], "run.dir=same", cwd=pets.parent)
+    assert "(model.init) was trained on " not in kept.stderr
+    for checkpoint in pets.parent.rglob("*.safetensors"):
+        checkpoint.unlink()
+
+
+def test_no_run_among_the_photos(pets, cli: Cli):
+    for words, folder in ((["pets", "run.dir=pets/run"], pets.parent), (["."], pets)):
+        answer = cli(*words, *QUICK, cwd=folder)
+        assert answer.rc == ExitCode.USAGE
+        assert "lies in that of the photos (data.train)" in answer.error
+        assert "run.dir=FOLDER" in answer.error
+        assert sorted(path.name for path in pets.iterdir()) == ["cat", "dog", "owl"]
+
+
+def test_photos_to_evaluate_on_that_are_trained_on_are_told(pets, cli: Cli):
+    few = pets.parent / "few"
+    (few / "cat").mkdir(parents=True)
+    shutil.copy(pets / "cat/3.jpg", few / "cat/other-name.jpg")
+    answer = cli("pets", *QUICK, "data.val=few", cwd=pets.parent)
+    assert answer.rc == 0, answer.stderr
+    assert "warning  1 of the 1 photos to evaluate on are also trained on" in answer.stderr
+    assert "warning  no photos to evaluate on of 'dog', 'owl'" in answer.stderr
+    for checkpoint in pets.parent.rglob("*.safetensors"):
         checkpoint.unlink()
 
 
@@ -171,7 +208,7 @@ def test_a_split_run_goes_on_longer_with_the_same_split(pets, cli: Cli):
     assert (answer.rc, "resume   at step 3" in answer.stderr) == (0, True)
     assert split.read_bytes() == before
 
-    held_out = next(line.split(",")[0] for line in before.decode().split() if line.endswith("val"))
+    held_out = next(line.split(",")[0] for line in before.decode().split() if ",val," in line)
     (pets / held_out).rename(pets / f"{held_out}.jpg")
     noted = cli("evaluate", "runs/pets", cwd=pets.parent)
     assert "the photos are no longer those that the run was evaluated on" in noted.stderr

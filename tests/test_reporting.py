@@ -1,8 +1,10 @@
 """What a run writes down: one JSON object a line, TensorBoard events, and lines for a person."""
 
+import errno
 import json
 import os
 import sys
+import threading
 import time
 from io import StringIO
 
@@ -11,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from googlenet_train import reporting
+from googlenet_train.errors import UserError
 from googlenet_train.reporting import Reporter, duration, say
 
 STEPS_PER_EPOCH = 12
@@ -211,3 +214,29 @@ def test_a_bar_an_epoch_on_a_terminal(tmp_path, monkeypatch):
     assert "epoch 2/3" in shown
     assert "epoch 3/3" not in shown
     assert "step 7/36" not in shown  # beside the bar, not as lines
+
+
+def test_an_error_of_the_disk_in_tensorboards_thread_is_told_once(tmp_path, monkeypatch, capsys):
+    """By whoever logs next; the thread's own traceback would come on top."""
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: told.append(failed.exc_type))
+    before = threading.excepthook
+    reporter = Reporter(tmp_path, 0, STEPS_PER_EPOCH)
+
+    def write(data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = reporter._board.file_writer.event_writer._async_writer._worker
+    monkeypatch.setattr(writer._record_writer, "write", write)
+    reporter.log(1, {"train/loss": 1.0})
+    writer.join(10)
+    with pytest.raises(UserError, match=r"the log could not be written \(No space left"):
+        reporter.flush()
+    with pytest.raises(UserError, match="the log could not be written"):
+        reporter.close()
+    assert told == []
+    other = threading.Thread(target=lambda: 1 / 0)
+    other.start()
+    other.join()
+    assert told == [ZeroDivisionError]
+    assert threading.excepthook is before

@@ -154,6 +154,7 @@ def _judge_memory(report: Report, facts: dict[str, Any], tried: "Trial") -> None
 
 
 def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) -> "Trial":
+    from googlenet_train import checkpoint
     from googlenet_train.checks import trial
     from googlenet_train.reporting import duration
 
@@ -168,7 +169,7 @@ def _try_steps(report: Report, facts: dict[str, Any], planned: launch.Launch) ->
     if tried.slow:
         report.warning("step", tried.slow)
     _judge_memory(report, facts, tried)
-    needed = tried.checkpoint * (planned.config.checkpoint.keep + 2)  # the best; one being written
+    needed = checkpoint.most_on_disk(tried.checkpoint, planned.config.checkpoint.keep)
     free = shutil.disk_usage(_existing(planned.folder)).free
     room = f"{needed / 1e9:.2f} GB for {planned.config.checkpoint.keep} checkpoints, the best one "
     room += f"and one being written; {free / 1e9:.1f} GB free"

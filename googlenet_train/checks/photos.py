@@ -8,13 +8,12 @@ import numpy as np
 
 from googlenet_train.checks.report import Report
 from googlenet_train.data.balance import class_warnings, data_summary
-from googlenet_train.data.digests import copies, digests
 from googlenet_train.data.index import Index
 from googlenet_train.errors import ExitCode
+from googlenet_train.run import leaks
 from googlenet_train.run.launch import Launch
 
 _LISTED = 12  # classes that are shown one by one; of more only the smallest
-_MOST_BYTES = 2_000_000_000  # that are read to compare contents, unless all are to be
 
 
 def look_at_classes(report: Report, facts: dict[str, Any], planned: Launch) -> None:
@@ -39,12 +38,8 @@ def look_at_classes(report: Report, facts: dict[str, Any], planned: Launch) -> N
     if len(order) > _LISTED:
         report.ok("class", f"these {_LISTED} are the smallest of {len(order):,}")
     weighted = planned.config.loss.class_weights is not None
-    for message in class_warnings(train, names, weighted=weighted):
+    for message in class_warnings(train, val, names, weighted=weighted):
         report.warning("class", message)
-    absent = [names[i] for i in np.flatnonzero(evaluated == 0).tolist()]
-    if val is not None and absent:
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        report.warning("val", f"no photos of {', '.join(absent[:5])}{more}")
 
 
 def compare(report: Report, planned: Launch, everything: bool) -> None:
@@ -55,37 +50,16 @@ def compare(report: Report, planned: Launch, everything: bool) -> None:
     if planned.sources.split:
         report.ok("copies", "none on both sides: the split goes by contents")
         return
-    source = str(planned.config.data.val)
-    sizes = [
-        np.array([stamp[0] if (stamp := index.files.stamp(i)) else -1 for i in range(len(index))])
-        for index in (train, val)
-    ]
-    if (sizes[0] < 0).any() or (sizes[1] < 0).any():
-        report.ok("copies", "not looked for: this source does not tell its photos' sizes")
-        return
-    # Only photos of the same size can be the same.
-    places = [np.flatnonzero(np.isin(a, b)) for a, b in (sizes, sizes[::-1])]
-    total = int(sum(size[place].sum() for size, place in zip(sizes, places, strict=True)))
-    if total > _MOST_BYTES and not everything:
-        report.ok("copies", f"not looked for: {total / 1e9:.0f} GB to read, which --all does")
-        return
-    chosen = [index.chosen(place) for index, place in zip((train, val), places, strict=True)]
-    found = [
-        digests(index, where)
-        for index, where in zip(chosen, (planned.config.data.train, source), strict=True)
-    ]
-    border = len(chosen[0])
-    both = [g for g in copies(np.concatenate(found)) if g[0] < border <= g[-1]] if total else []
-    if not both:
+    data = planned.config.data
+    found = leaks.across(train, val, (data.train, str(data.val)), everything=everything)
+    if found is None:
         report.ok("copies", "no photo to evaluate on is among those to train on")
-        return
-    first = both[0]
-    report.warning(
-        "copies",
-        f"{sum(i >= border for g in both for i in g):,} of the {len(val):,} photos to evaluate on "
-        f"are also trained on, so results will look too good; the first is "
-        f"{chosen[1].name(first[-1] - border)}, a copy of {chosen[0].name(first[0])}",
-    )
+    elif isinstance(found, leaks.Copies):
+        report.warning("copies", leaks.told(found, len(val)))
+    elif found.bytes:
+        report.ok("copies", f"not looked for: {found.bytes / 1e9:.0f} GB to read, which --all does")
+    else:
+        report.ok("copies", "not looked for: this source does not tell its photos' sizes")
 
 
 def judge_unreadable(

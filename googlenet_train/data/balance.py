@@ -23,9 +23,11 @@ def data_summary(index: Index, names: Sequence[str]) -> str:
     return f"{len(index):,} photos, {classes}, {spread}"
 
 
-def class_warnings(index: Index, names: Sequence[str], *, weighted: bool) -> list[str]:
-    """What is amiss with the numbers of training photos: one line each, none where all is well."""
-    counts = index.counts()
+def class_warnings(
+    train: Index, val: Index | None, names: Sequence[str], *, weighted: bool
+) -> list[str]:
+    """What is amiss with the numbers of photos: one line each, none where all is well."""
+    counts = train.counts()
     low, high = int(np.argmin(counts)), int(np.argmax(counts))
     warnings = []
     small = [f"'{names[i]}' ({counts[i]})" for i in np.flatnonzero(counts < 2).tolist()]
@@ -41,6 +43,10 @@ def class_warnings(index: Index, names: Sequence[str], *, weighted: bool) -> lis
             f"'{names[high]}' has {times} the photos of '{names[low]}': rare classes will be "
             "recognised less often; watch val/top1_macro. loss.class_weights can weigh them more"
         )
+    if val is not None and (absent := np.flatnonzero(val.counts() == 0).tolist()):
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        listed = ", ".join(f"'{names[i]}'" for i in absent[:5])
+        warnings.append(f"no photos to evaluate on of {listed}{more}")
     return warnings
 
 

@@ -22,7 +22,14 @@ import numpy.typing as npt
 from googlenet_train.data import folders, index_cache
 from googlenet_train.data.folders import FolderFiles, FolderScan
 from googlenet_train.data.hub import open_hub
-from googlenet_train.data.names import Names, is_hidden, is_photo, pack_names, printable
+from googlenet_train.data.names import (
+    Names,
+    class_name,
+    is_hidden,
+    is_photo,
+    pack_names,
+    printable,
+)
 from googlenet_train.data.shards import SHARD_ENDINGS, scan_shards
 from googlenet_train.data.sidecar import SIDECAR, UNFINISHED, read_sidecar
 from googlenet_train.errors import ExitCode, UserError
@@ -31,7 +38,8 @@ from googlenet_train.errors import ExitCode, UserError
 OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _ASSETS = Path(__file__).parent.parent / "assets"
-_SPLITS = {"train", "val", "valid", "validation", "test"}
+_TRAIN, _VAL = {"train", "training"}, {"val", "valid", "validation"}
+_SPLITS = _TRAIN | _VAL | {"test", "testing"}
 
 
 class Files(Protocol):
@@ -165,9 +173,11 @@ def open_labelled(root: Path, rows: Sequence[tuple[str, str]]) -> Index:
 def with_classes(index: Index, classes: Sequence[str]) -> Index:
     """The same photos, labelled by the places of their class names in `classes`.
 
+    Older runs, and packs, may hold names that are not composed (see `class_name`).
     Raises UserError (DATA) where the index has a class that `classes` lacks.
     """
-    unknown = [name for name in index.classes if name not in set(classes)]
+    places = {class_name(name): place for place, name in enumerate(classes)}
+    unknown = [name for name in index.classes if class_name(name) not in places]
     if unknown:
         near = difflib.get_close_matches(unknown[0], classes, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f", such as '{classes[0]}'"
@@ -176,8 +186,7 @@ def with_classes(index: Index, classes: Sequence[str]) -> Index:
             f"{_listed('class', unknown)} {verb} not among the {len(classes)} training classes"
             f"{hint}"
         )
-    places = {name: place for place, name in enumerate(classes)}
-    moved = np.array([places[name] for name in index.classes], dtype=np.int32)
+    moved = np.array([places[class_name(name)] for name in index.classes], dtype=np.int32)
     return replace(index, classes=tuple(classes), labels=_frozen(moved[index.labels]))
 
 
@@ -205,7 +214,7 @@ def _open_folder(path: Path, rescan: bool) -> Index:
 
 
 def _check_classes(path: Path, found: FolderScan) -> None:
-    _refuse_splits(path, found.classes, found.names, f"did you mean '{path / 'train'}'?")
+    _refuse_splits(path, found.classes, found.names, _meant(path, found.classes))
     empty = [name for name, n in zip(found.classes, found.counts, strict=True) if n == 0]
     if empty:
         raise _refusal(
@@ -247,12 +256,21 @@ def _open_shards(path: Path, shards: list[Path]) -> Index:
 
 def _refuse_splits(path: Path, classes: list[str], names: Names, mend: str) -> None:
     """Refuse train/ and val/ taken for classes; a class named `train` holds photos itself."""
-    if "train" not in classes or not _SPLITS.issuperset(classes):
+    lower = {name.lower() for name in classes}
+    if not lower & _TRAIN or not lower <= _SPLITS:
         return
     if any(names[i].count("/") == 1 for i in range(len(names))):
         return
     folders = " and ".join(f"{name}/" for name in classes)
     raise _refusal(f"'{path}' holds {folders}, which are no classes; {mend}")
+
+
+def _meant(path: Path, classes: list[str]) -> str:
+    """Which folders a person may have meant who gave the one that holds the splits."""
+    train = next((name for name in classes if name.lower() in _TRAIN), "train")
+    val = next((name for name in classes if name.lower() in _VAL), None)
+    also = f", with data.val='{path / val}'" if val else ""
+    return f"did you mean '{path / train}'{also}?"
 
 
 def _shipped(source: str) -> Path:

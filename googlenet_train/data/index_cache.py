@@ -22,7 +22,7 @@ from googlenet_train.data.names import names_in
 
 MIN_PHOTOS = 10_000  # fewer are found in 30 ms
 
-_MAGIC = b"googlenet-train index 1 "
+_MAGIC = b"googlenet-train index 2 "
 # Some file systems keep times to two seconds only: a folder that is younger may change once more
 # without showing it.
 _SETTLING_NS = 2_000_000_000

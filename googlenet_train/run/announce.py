@@ -1,9 +1,10 @@
 """What a person is told and shown at the milestones of a run."""
 
 import shlex
+import shutil
 from collections.abc import Mapping
 
-from googlenet_train import distributed
+from googlenet_train import checkpoint, distributed
 from googlenet_train.data.balance import data_summary
 from googlenet_train.data.index import Index
 from googlenet_train.data.loader import Batch, evaluation_batch
@@ -15,6 +16,7 @@ from googlenet_train.run.launch import Launch
 from googlenet_train.run.pictures import contact_sheet
 from googlenet_train.run.session import Session, learning_rate_at
 from googlenet_train.run.sources import SPLIT
+from googlenet_train.run.state import live_state
 
 SHEET = 40  # photos on a picture
 STEPS_TO_ESTIMATE = 20  # the first steps are slower: memory is still being found
@@ -53,7 +55,21 @@ def introduce(run: Session) -> None:
         now = learning_rate_at(launch, run.step)
         size = f", the images from {launch.image_size(run.step)} px" if growing else ""
         say(f"resume   at step {run.step:,}; the learning rate goes on from {now:.2g}{size}")
+    _warn_of_little_room(run)
     run.reporter.text("config", (launch.folder / "config.yaml").read_text())
+
+
+def _warn_of_little_room(run: Session) -> None:
+    """The checkpoints of a run that goes on are there already, and make room for its later ones."""
+    needed = checkpoint.most_on_disk(checkpoint.size(live_state(run)), run.config.checkpoint.keep)
+    there = sum(path.stat().st_size for path in checkpoint.checkpoints(run.checkpoints))
+    free = shutil.disk_usage(run.launch.folder).free
+    if free + there < needed:
+        say(
+            f"warning  the checkpoints of this run take up to {needed / 1e9:.2f} GB, and "
+            f"{free / 1e9:.2f} GB are free: it stops where there is no room for one. Make room, or "
+            "lower checkpoint.keep"
+        )
 
 
 def _sizes(launch: Launch) -> str:

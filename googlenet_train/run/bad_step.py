@@ -1,6 +1,7 @@
 """The step that ended a run with NaN or infinity: what a person is told, what repeats it."""
 
 import json
+import math
 from pathlib import Path
 
 from googlenet_train.data import order
@@ -27,7 +28,8 @@ def report(run: Session, skipped_before: int, kept: Path | None) -> str:
         "step": run.step + 1,  # as in the log: the first step is 1
         "skipped_before": skipped_before,
         "resume_from": str(kept.relative_to(launch.folder)) if kept else None,
-        **{name: str(met[name] / met["weight"]) for name in losses},  # JSON has no NaN
+        # JSON has no NaN; weights of classes can be too large to add up, and then say nothing.
+        **{name: str(met[name] / (met["weight"] or math.nan)) for name in losses},
         "grad_norm": str(met["grad_norm"]),
         "lr": lr,
         "seed": config.run.seed,

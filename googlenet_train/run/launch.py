@@ -17,7 +17,7 @@ from googlenet_train.data.balance import balanced_weights, class_warnings
 from googlenet_train.data.index import Index
 from googlenet_train.data.names import printable
 from googlenet_train.errors import ExitCode, UserError
-from googlenet_train.run import refusals, runs, sources
+from googlenet_train.run import leaks, refusals, runs, sources
 from googlenet_train.run.sources import Sources
 from googlenet_train.version import __version__
 
@@ -90,7 +90,8 @@ def prepare(
     weighted = launch.config.loss.class_weights is not None
     for note in launch.sources.notes:
         say(printable(note))
-    for warning in class_warnings(launch.train, launch.sources.names, weighted=weighted):
+    warnings = class_warnings(launch.train, launch.val, launch.sources.names, weighted=weighted)
+    for warning in warnings + _about_val(launch):
         say(f"warning  {warning}")
     if run.aside:
         say(f"fresh    the old run is now {run.aside}")
@@ -120,6 +121,7 @@ def plan(
     left_out = sources.about_left_out(config.data, opened)
     opened = opened._replace(notes=left_out + opened.notes)
     train = opened.train
+    refusals.check_outside(run.folder, opened)
     refusals.check_image_size(loaded)
     refusals.check_batch(loaded, config, len(train))
     refusals.check_class_count(loaded, config.model.num_classes, train)
@@ -131,6 +133,7 @@ def plan(
         refusals.check_batch(loaded, config, len(train))  # with what was auto at step 0
     elif config.model.init not in (None, "torchvision"):
         refusals.check_init(loaded, config.model.init)
+        opened = opened._replace(notes=opened.notes + leaks.seen_by_init(config.model.init, opened))
     settled: dict[str, object] = {
         "model.num_classes": len(train.classes),
         "data.workers": _workers(config.data.workers),
@@ -151,6 +154,16 @@ def plan(
     elif resume:
         say(f"resume   no checkpoint yet in {run.folder}: starting at step 0")
     return launch, run
+
+
+def _about_val(launch: Launch) -> list[str]:
+    if launch.val is None or launch.sources.split or launch.resume:
+        return []
+    if len(launch.train) + len(launch.val) > sources.MOST_FILES:  # `check` looks
+        return []
+    data = launch.config.data
+    found = leaks.across(launch.train, launch.val, (data.train, str(data.val)))
+    return [leaks.told(found, len(launch.val))] if isinstance(found, leaks.Copies) else []
 
 
 def prepare_ranks(

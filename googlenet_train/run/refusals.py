@@ -9,6 +9,7 @@ from googlenet_train.config import Config
 from googlenet_train.config import file as config_file
 from googlenet_train.config import text as config_text
 from googlenet_train.data import mixing, order
+from googlenet_train.data.folders import FolderFiles
 from googlenet_train.data.index import Index
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.run import runs, sources
@@ -68,6 +69,20 @@ def continued(folder: Path, config: Config, allow: Sequence[str]) -> Config:
     return config_text.resolved(config, {key: before[key] for key in auto})
 
 
+def check_outside(folder: Path, opened: Sources) -> None:
+    """A run writes pictures: within the photos they would make a class."""
+    indexes = {"data.train": opened.train} | ({"data.val": opened.val} if opened.val else {})
+    for key, index in indexes.items():
+        files = index.files
+        if isinstance(files, FolderFiles) and folder.resolve().is_relative_to(files.root.resolve()):
+            raise UserError(
+                f"the run's folder {folder} lies in that of the photos ({key}), where its pictures "
+                "would be taken for photos. Start in another folder, or choose one with "
+                "run.dir=FOLDER.",
+                ExitCode.USAGE,
+            )
+
+
 def check_same_data(
     loaded: config_file.Loaded, folder: Path, before: runs.Progress, opened: Sources
 ) -> None:
@@ -89,7 +104,8 @@ def check_same_data(
                 f"{loaded.where(key)}: the images are no longer those that the run in "
                 f"{folder} was trained on "
                 f"({changed or 'files added, removed or renamed'}). Restore them, "
-                "or start over: --fresh in place of --resume.",
+                "start over (--fresh in place of --resume), or begin a new run with its weights: "
+                f"model.init={folder} without --resume.",
                 ExitCode.DATA,
             )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from googlenet_train.config.images import Data
 from googlenet_train.data.class_names import class_names
-from googlenet_train.data.digests import copies, digests
+from googlenet_train.data.digests import Digests, copies, digests
 from googlenet_train.data.folders import FolderFiles, left_out
 from googlenet_train.data.index import (
     Index,
@@ -27,7 +27,7 @@ from googlenet_train.data.tables import read_labels, read_paths
 from googlenet_train.errors import ExitCode, UserError
 
 SPLIT = "split.csv"
-_MOST_FILES = 200_000  # that are asked whether they are photos
+MOST_FILES = 200_000  # that are asked what they are before a run starts
 # Photos of cameras that a person may take for images that are read.
 _OTHER_PHOTOS = {".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".dng", ".nef", ".cr2", ".arw"}
 
@@ -44,6 +44,7 @@ class Sources(NamedTuple):
     split: bool  # `val` was held out of data.train
     names: tuple[str, ...]  # what people call the classes
     notes: tuple[str, ...] = ()  # what a person should know of the photos: "warning  ..."
+    contents: tuple[Digests, Digests] | None = None  # of train and val, where it was split
 
     def fingerprints(self) -> dict[str, str | None]:
         """By setting, of the contents that the images have wherever they lie."""
@@ -82,7 +83,7 @@ def open_sources(data: Data, at: At = _as_it_is) -> Sources:
     )
     notes += _about_copies(photos, copies(found), data.train)
     train, val = photos.chosen(np.flatnonzero(~out)), photos.chosen(np.flatnonzero(out))
-    return Sources(train, val, True, names, notes)
+    return Sources(train, val, True, names, notes, (found[~out], found[out]))
 
 
 def _check_classes(photos: Index, folder: Path) -> None:
@@ -135,9 +136,9 @@ def about_left_out(data: Data, opened: Sources) -> tuple[str, ...]:
 
 
 def _in_no_class(index: Index, where: str) -> tuple[str, ...]:
-    if not isinstance(index.files, FolderFiles) or len(index) > _MOST_FILES:
+    if not isinstance(index.files, FolderFiles) or len(index) > MOST_FILES:
         return ()
-    endings, loose = left_out(index.files.root, _MOST_FILES)
+    endings, loose = left_out(index.files.root, MOST_FILES)
     notes = []
     if endings:
         listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
@@ -163,9 +164,12 @@ def _without(index: Index, table: str, root: Path) -> tuple[Index, tuple[str, ..
     notes: tuple[str, ...] = ()
     if absent:
         first = min(absent, key=lambda path: listed[path])
+        none = len(absent) == len(listed)
+        mend = "; a path starts from data.train" if none else ""
+        mend += ", and has / between folders" if none and "\\" in first else ""
         notes = (
-            f"note     {table}: {len(absent)} of its {len(listed)} paths are not in data.train, "
-            f"first '{first}' in line {listed[first]}",
+            f"{'warning' if none else 'note':<8} {table}: {len(absent)} of its {len(listed)} paths "
+            f"are not in data.train, first '{first}' in line {listed[first]}{mend}",
         )
     kept = np.array([i for i, name in enumerate(names) if name not in listed], dtype=np.int64)
     counts = np.bincount(index.labels[kept], minlength=len(index.classes))
@@ -197,16 +201,18 @@ def _about_copies(index: Index, groups: list[list[int]], source: str) -> tuple[s
 
 
 def split_text(sources: Sources) -> bytes:
-    """split.csv: path (from data.train), label and split of each photo; may serve as data.labels.
+    """split.csv: path (from data.train), label, split and content's hash of each photo.
 
-    In bytes, for a file name need not be text.
+    It may serve as data.labels. In bytes, for a file name need not be text.
     """
+    assert sources.contents is not None
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("path", "label", "split"))
+    table.writerow(("path", "label", "split", "content"))
+    sides = zip(("train", "val"), (sources.train, sources.val), sources.contents, strict=True)
     rows = [
-        (index.files.names[i], index.classes[index.labels[i]], side)
-        for side, index in (("train", sources.train), ("val", sources.val))
+        (index.files.names[i], index.classes[index.labels[i]], side, found[i].tobytes().hex())
+        for side, index, found in sides
         if index is not None
         for i in range(len(index))
     ]
@@ -218,7 +224,17 @@ def split_changes(path: Path, sources: Sources) -> str | None:
     """How `sources` differs from a run's split.csv, in words; None where there is none."""
     if not (sources.split and path.is_file()):
         return None
-    before, now = set(path.read_bytes().splitlines()), set(split_text(sources).splitlines())
-    changed = sorted(before ^ now)
-    named = [next(csv.reader([os.fsdecode(line)]))[0] for line in changed]
-    return f"{len(set(named)):,} differ, first '{printable(named[0])}'" if named else None
+    before, now = _by_path(path.read_bytes()), _by_path(split_text(sources))
+    kinds = {
+        "added": now.keys() - before.keys(),
+        "gone": before.keys() - now.keys(),
+        # A column that an older version did not write says nothing.
+        "changed": {p for p in now.keys() & before.keys() if before[p].items() - now[p].items()},
+    }
+    told = [f"{len(found):,} {kind}, '{min(found)}'" for kind, found in kinds.items() if found]
+    return printable("; ".join(told)) or None
+
+
+def _by_path(table: bytes) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(os.fsdecode(table), newline=""))
+    return {row["path"]: row for row in rows}

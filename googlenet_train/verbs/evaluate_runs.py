@@ -6,18 +6,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from googlenet_train import compiled, distributed
+from googlenet_train.data.digests import digests
 from googlenet_train.data.index import Index, open_source, with_classes
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Network, Setting, ensemble, evaluate, probabilities
 from googlenet_train.machine import device as devices
 from googlenet_train.reporting import say
+from googlenet_train.run import leaks
 from googlenet_train.run.quarantine import Quarantine
 from googlenet_train.run.sources import open_val
 from googlenet_train.run.trained import Trained, open_trained
+from googlenet_train.verbs.arguments import chosen_device
 
 # On a CPU with AMX compiling takes 15 s a network and gives 1.06 to 1.10 times the speed
 # (docs/step.md).
@@ -40,7 +44,7 @@ def evaluate_runs(
     as_json: bool,
 ) -> ExitCode:
     """Print top-1, top-5 and loss of one run, or of several as an ensemble."""
-    choice = devices.choose(kind)
+    choice = chosen_device(kind)
     trained = [open_trained(path, which, choice.device) for path in paths]
     first = trained[0]
     for other in trained[1:]:
@@ -54,6 +58,8 @@ def evaluate_runs(
         )
     devices.prepare(choice.device, threads=devices.threads_per_rank())
     index = _open(first, source)
+    if source is not None:
+        index = _never_trained_on(index, source, paths)
     where = source or first.config.data.val or "data.val"
     setting = Setting.of(first.config, choice.device, views=crops)
     as_list = weights == "both"
@@ -151,6 +157,23 @@ def _open(trained: Trained, source: str | None) -> Index:
         )
     if source is None and trained.fingerprints.get("data.val") != index.fingerprint():
         say("note     the photos are no longer those that the run was evaluated on")
+    return index
+
+
+def _never_trained_on(index: Index, source: str, runs: Sequence[str]) -> Index:
+    """`index` without the photos that one of the runs was trained on, as far as they tell."""
+    trained = frozenset[bytes]().union(*(leaks.trained_on(run) for run in runs))
+    if not trained:
+        return index
+    seen = leaks.among(digests(index, source), trained)
+    if seen.all():
+        say(f"warning  every photo of {source} was trained on: the figures will look too good")
+    elif seen.any():
+        say(
+            f"note     {source}: {int(seen.sum()):,} of its {len(index):,} photos were trained on "
+            "and are left out"
+        )
+        return index.chosen(np.flatnonzero(~seen))
     return index
 
 
