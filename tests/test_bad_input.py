@@ -76,7 +76,11 @@ def damage(path: Path) -> None:
             3,
             r".*'photos/train/cat' holds photos but no class folders.*",
         ),
-        (["--config", "tiny.yaml", "data.train=photos"], 3, r".*did you mean 'photos/train'\?.*"),
+        (
+            ["--config", "tiny.yaml", "data.train=photos"],
+            3,
+            r".*did you mean 'photos/train', with data\.val='photos/val'\?.*",
+        ),
         (["--config", "tiny.yaml", "data.val=more"], 3, r"command line data\.val: class 'bird'.*"),
         (
             ["--config", "tiny.yaml", "optimizer.batch_size=31"],

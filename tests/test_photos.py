@@ -190,6 +190,7 @@ def test_photos_to_evaluate_on_that_are_trained_on_are_told(pets, cli: Cli):
     few = pets.parent / "few"
     (few / "cat").mkdir(parents=True)
     shutil.copy(pets / "cat/3.jpg", few / "cat/other-name.jpg")
+    (pets / "dog/gone.jpg").symlink_to("nowhere")  # has no size to compare
     answer = cli("pets", *QUICK, "data.val=few", cwd=pets.parent)
     assert answer.rc == 0, answer.stderr
     assert "warning  1 of the 1 photos to evaluate on are also trained on" in answer.stderr

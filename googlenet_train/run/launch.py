@@ -162,7 +162,10 @@ def _about_val(launch: Launch) -> list[str]:
     if len(launch.train) + len(launch.val) > sources.MOST_FILES:  # `check` looks
         return []
     data = launch.config.data
-    found = leaks.across(launch.train, launch.val, (data.train, str(data.val)))
+    try:
+        found = leaks.across(launch.train, launch.val, (data.train, str(data.val)))
+    except UserError:  # one cannot be read, about which the run does what data.on_error says
+        return []
     return [leaks.told(found, len(launch.val))] if isinstance(found, leaks.Copies) else []
 
 

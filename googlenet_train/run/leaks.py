@@ -41,10 +41,7 @@ def across(
     Only photos of the same size can be the same, so few are read. `sources` names the two, for what
     is kept of them. Raises UserError (DATA) for a photo that cannot be read.
     """
-    sizes = [
-        np.array([stamp[0] if (stamp := index.files.stamp(i)) else -1 for i in range(len(index))])
-        for index in (train, val)
-    ]
+    sizes = [np.array([_size(index, i) for i in range(len(index))]) for index in (train, val)]
     if (sizes[0] < 0).any() or (sizes[1] < 0).any():
         return TooMuch(0)
     places = [np.flatnonzero(np.isin(a, b)) for a, b in (sizes, sizes[::-1])]
@@ -65,6 +62,15 @@ def across(
         chosen[1].name(first[-1] - border),
         chosen[0].name(first[0]),
     )
+
+
+def _size(index: Index, i: int) -> int:
+    """Bytes of a photo; -1 where its source does not tell, 0 of a link that leads nowhere."""
+    try:
+        stamp = index.files.stamp(i)
+    except OSError:
+        return 0
+    return stamp[0] if stamp else -1
 
 
 def told(found: Copies, evaluated: int) -> str:
