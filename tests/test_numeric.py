@@ -307,7 +307,7 @@ def test_the_row_is_counted_across_a_resume(steps, capsys):
 def test_the_first_step_leaves_a_folder_that_is_free(steps, capsys):
     steps.bad = {0}
     assert run("bad") == 5
-    assert "there is no checkpoint yet" in capsys.readouterr().err
+    assert "There is no checkpoint yet" in capsys.readouterr().err
     steps.bad = set()
     assert run("bad") == 0
 

@@ -42,7 +42,7 @@ def report(run: Session, skipped_before: int, kept: Path | None) -> str:
     write_durably(path, json.dumps(facts, indent=2) + "\n")
     number = skipped_before + 1
     row = f", number {number} in a row and past optimizer.skip_limit" if skipped_before else ""
-    where = f"{kept} is the newest sound state" if kept else "there is no checkpoint yet"
+    where = f"{kept} is the newest sound state" if kept else "There is no checkpoint yet"
     go_on = ""
     if kept:
         go_on = (
