@@ -94,7 +94,7 @@ class Device(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="Numbers used in the convolutions; weights are always fp32. auto takes bf16 "
-        "where that is faster (a CPU is asked by a trial of some milliseconds), and fp16 on "
+        "where that is faster (a CPU is asked by a trial of a tenth of a second), and fp16 on "
         "NVIDIA's Volta and Turing, which only have that: the loss is then scaled, as gradients "
         "need. On CUDA fp32 multiplies in TF32.",
     )
