@@ -22,6 +22,7 @@ import numpy.typing as npt
 from googlenet_train.data.names import (
     Names,
     class_name,
+    ending,
     is_hidden,
     is_photo,
     names_in,
@@ -158,7 +159,7 @@ def left_out(root: Path, most: int) -> tuple[Counter[str], list[str]]:
                 loose += _photos_in_dotted(root, name)
         else:
             others = (name for name in names if not is_photo(name))
-            endings.update(Path(name).suffix.lower() or "without ending" for name in others)
+            endings.update(map(ending, others))
         below[:] = [name for name in below if not is_hidden(name)]
         seen += len(files)
         if seen > most:

@@ -2,8 +2,10 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,18 @@ def is_hidden(name: str) -> bool:
 def printable(name: str) -> str:
     """A file name as text that any stream can print: bytes that are not UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def ending(name: str) -> str:
+    """Of a file that is no photo: `.heic`."""
+    return Path(name).suffix.lower() or "without ending"
+
+
+def not_read(endings: Counter[str]) -> str:
+    """`4 files are not read, for the ending: .heic (3), .gif (1)`."""
+    listed = ", ".join(f"{one} ({n})" for one, n in endings.most_common(5))
+    plural = "s are" if endings.total() > 1 else " is"
+    return f"{endings.total():,} file{plural} not read, for the ending: {listed}"
 
 
 def class_name(written: str) -> str:

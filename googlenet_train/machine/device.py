@@ -24,15 +24,15 @@ class Choice(NamedTuple):
     warning: str | None = None
 
 
-def choose(kind: str) -> Choice:
+def choose(kind: str, asked: str = "device.kind=") -> Choice:
     """The device for `device.kind` auto, cpu, cuda or mps, and the reason in words.
 
-    Raises UserError (usage) where the kind that was asked for cannot be had.
+    `asked` is how a person asks for a kind. Raises UserError (usage) where it cannot be had.
     """
     cuda_missing = _why_no_cuda()
     if kind == "cuda" and cuda_missing:
         raise UserError(
-            f"device.kind=cuda: {cuda_missing}. Mend that, or choose another device.kind.",
+            f"{asked}cuda: {cuda_missing}. Mend that, or choose another {asked.rstrip(' =')}.",
             ExitCode.USAGE,
         )
     if kind in ("auto", "cuda") and cuda_missing is None:
@@ -49,7 +49,7 @@ def choose(kind: str) -> Choice:
     mps = torch.backends.mps.is_available()
     if kind == "mps" and not mps:
         raise UserError(
-            "device.kind=mps: this PyTorch finds no Apple GPU. Use device.kind=auto.",
+            f"{asked}mps: this PyTorch finds no Apple GPU. Use {asked}auto.",
             ExitCode.USAGE,
         )
     if kind == "mps" or (kind == "auto" and mps):

@@ -21,7 +21,7 @@ from googlenet_train.data.index import (
     open_labelled,
     open_source,
 )
-from googlenet_train.data.names import printable
+from googlenet_train.data.names import not_read, printable
 from googlenet_train.data.split import held_out
 from googlenet_train.data.tables import read_labels, read_paths
 from googlenet_train.errors import ExitCode, UserError
@@ -141,13 +141,8 @@ def _in_no_class(index: Index, where: str) -> tuple[str, ...]:
     endings, loose = left_out(index.files.root, MOST_FILES)
     notes = []
     if endings:
-        listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
         status = "warning" if endings.keys() & _OTHER_PHOTOS else "note"
-        plural = "s are" if endings.total() > 1 else " is"
-        notes.append(
-            f"{status:<8} {where}{endings.total():,} file{plural} not read, for the ending: "
-            f"{listed}"
-        )
+        notes.append(f"{status:<8} {where}{not_read(endings)}")
     if loose:
         plural = "s lie" if len(loose) > 1 else " lies"
         notes.append(

@@ -1,14 +1,9 @@
 """The parser of every command line, and the flags that several verbs have."""
 
-from __future__ import annotations
-
 import argparse
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from googlenet_train.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from googlenet_train.machine.device import Choice
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,14 +57,3 @@ def add_saved_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
     )
-
-
-def chosen_device(kind: str) -> Choice:
-    """What `--device KIND` means. Raises UserError (usage) where it cannot be had."""
-    from googlenet_train.machine import device
-
-    try:
-        return device.choose(kind)
-    except UserError as error:  # it speaks of the setting of a config
-        told = str(error).replace("device.kind=", "--device ").replace("device.kind", "--device")
-        raise UserError(told, error.exit_code) from None

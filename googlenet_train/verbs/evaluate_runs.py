@@ -21,7 +21,6 @@ from googlenet_train.run import leaks
 from googlenet_train.run.quarantine import Quarantine
 from googlenet_train.run.sources import open_val
 from googlenet_train.run.trained import Trained, open_trained
-from googlenet_train.verbs.arguments import chosen_device
 
 # On a CPU with AMX compiling takes 15 s a network and gives 1.06 to 1.10 times the speed
 # (docs/step.md).
@@ -44,7 +43,7 @@ def evaluate_runs(
     as_json: bool,
 ) -> ExitCode:
     """Print top-1, top-5 and loss of one run, or of several as an ensemble."""
-    choice = chosen_device(kind)
+    choice = devices.choose(kind, "--device ")
     trained = [open_trained(path, which, choice.device) for path in paths]
     first = trained[0]
     for other in trained[1:]:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from googlenet_train.data.decode import UndecodableImage
 from googlenet_train.data.loader import ahead
-from googlenet_train.data.names import is_hidden, is_photo
+from googlenet_train.data.names import ending, is_hidden, is_photo, not_read
 from googlenet_train.data.views import evaluation_views
 from googlenet_train.errors import ExitCode, UserError
 from googlenet_train.evaluate import Setting, probabilities
 from googlenet_train.machine import device as devices
 from googlenet_train.run.trained import open_trained
-from googlenet_train.verbs.arguments import chosen_device
 
 _AT_ONCE = 16  # photos that go through the network together
 _MANY = 1000  # photos
@@ -30,14 +29,14 @@ def predict(run: str, photos: Sequence[str], *, which: str, kind: str, as_json: 
     A photo that cannot be read is named on stderr and the others go on; the exit code is then that
     of a data error.
     """
-    choice = chosen_device(kind)
+    choice = devices.choose(kind, "--device ")
     paths, endings = [], Counter[str]()
     for photo in photos:
-        found, not_read = _photos(Path(photo))
+        found, others = _photos(Path(photo))
         paths += found
-        endings += not_read
+        endings += others
     if endings:
-        print(f"note     {_not_read(endings)}", file=sys.stderr)
+        print(f"note     {not_read(endings)}", file=sys.stderr)
     trained = open_trained(run, which, choice.device)
     devices.prepare(choice.device, autotune=len(paths) > _MANY)
     setting = Setting.of(trained.config, choice.device)
@@ -92,21 +91,12 @@ def _photos(path: Path) -> tuple[list[Path], Counter[str]]:
     below = sorted(p for p in path.rglob("*") if not _is_hidden(p.relative_to(path)))
     files = [p for p in below if p.is_file()]
     photos = [file for file in files if is_photo(file.name)]
-    endings = Counter(
-        file.suffix.lower() or "without ending" for file in files if not is_photo(file.name)
-    )
+    endings = Counter(ending(file.name) for file in files if not is_photo(file.name))
     if not photos:
-        others = f"; {_not_read(endings)}. Save photos as .jpg first" if endings else ""
+        others = f"; {not_read(endings)}. Save photos as .jpg first" if endings else ""
         raise UserError(f"{path}: no photos in this folder or below it{others}", ExitCode.DATA)
     return photos, endings
 
 
 def _is_hidden(path: Path) -> bool:
     return any(map(is_hidden, path.parts))
-
-
-def _not_read(endings: Counter[str]) -> str:
-    """As training words it (run/sources.py)."""
-    listed = ", ".join(f"{ending} ({n})" for ending, n in endings.most_common(5))
-    plural = "s are" if endings.total() > 1 else " is"
-    return f"{endings.total():,} file{plural} not read, for the ending: {listed}"
